@@ -1,0 +1,28 @@
+//! The generated types (`src/wire.rs`) are those of `schema/fanfare.proto`; `UPDATE_WIRE=1 cargo test -p
+//! fanfare-proto --test schema` writes them anew.
+
+use std::{fs, path::Path};
+
+#[test]
+fn generated_types_follow_the_schema() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let descriptors = protox::compile(["fanfare.proto"], [root.join("schema")]).expect("the schema compiles");
+    let out = std::env::temp_dir().join(format!("fanfare-wire-{}", std::process::id()));
+    fs::create_dir_all(&out).unwrap();
+    prost_build::Config::new()
+        .bytes(["."])
+        .out_dir(&out)
+        .compile_fds(descriptors)
+        .expect("the types generate");
+    let generated = fs::read_to_string(out.join("fanfare.v1.rs")).unwrap();
+    fs::remove_dir_all(&out).unwrap();
+    let path = root.join("src/wire.rs");
+    if std::env::var_os("UPDATE_WIRE").is_some() {
+        fs::write(&path, &generated).unwrap();
+    }
+    let committed = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        committed == generated,
+        "src/wire.rs is stale: UPDATE_WIRE=1 cargo test -p fanfare-proto --test schema"
+    );
+}
