@@ -1,0 +1,72 @@
+//! What every backend must do, as checks generic over the traits. A backend's tests call [`check`] for each of
+//! [`CHECKS`] with a function that makes fresh, empty stores.
+
+mod content;
+mod metadata;
+mod script;
+
+use std::{any::Any, sync::Arc};
+
+pub use script::Script;
+
+use crate::{
+    content::{Content, Lists},
+    log::Log,
+    metadata::Metadata,
+    ownership::Ownership,
+};
+
+/// Fresh, empty stores.
+pub struct Stores {
+    /// Metadata.
+    pub metadata: Arc<dyn Metadata>,
+    /// Ownership, of the same deployment.
+    pub ownership: Arc<dyn Ownership>,
+    /// Content.
+    pub content: Arc<dyn Content>,
+    /// Users' lists.
+    pub lists: Arc<dyn Lists>,
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// What has to live as long as the stores do, such as their folder.
+    pub keep: Box<dyn Any>,
+}
+
+/// A check's name and function; it panics where the backend fails.
+pub type Check = (&'static str, fn(&Stores));
+
+/// All checks.
+pub const CHECKS: &[Check] = &[
+    ("a commit is atomic and read back whole", metadata::commit_is_atomic),
+    ("a head that moved refuses the whole commit", metadata::moved_head_leaves_nothing),
+    ("an older term is fenced off", metadata::older_terms_are_fenced),
+    ("the highest id never moves back", metadata::ids_never_move_back),
+    ("the outbox holds what was committed", metadata::outbox_is_identical),
+    ("direct channels are found by their pair", metadata::direct_channels_are_found),
+    ("memberships keep past stretches", metadata::memberships_keep_stretches),
+    ("cursors and positions merge as maxima", metadata::cursors_are_maxima),
+    ("devices are revoked", metadata::devices_are_revoked),
+    ("hashes and the walk tell every entry", metadata::hashes_and_walk),
+    ("users' names are unique", metadata::user_names_are_unique),
+    ("secrets are made once", metadata::secrets_are_made_once),
+    ("ranges come newest first", content::ranges_come_newest_first),
+    ("the highest epoch wins", content::highest_epoch_wins),
+    ("amendments stand under their target", content::amendments_stand_under_their_target),
+    ("content put twice stands once", content::content_put_twice_stands_once),
+    ("frames are walked and removed", content::frames_are_walked_and_removed),
+    ("a list change never overwrites a newer one", content::lists_keep_the_newest),
+    ("log offsets are contiguous", content::log_is_contiguous),
+    ("consumers' offsets are kept", content::consumer_offsets_are_kept),
+    ("drains move all and may repeat", content::drains_may_repeat),
+];
+
+/// Runs all checks, each on stores of its own, naming each.
+///
+/// # Panics
+/// Where the backend fails one.
+pub fn check(make: &dyn Fn() -> Stores) {
+    for (name, check) in CHECKS {
+        println!("conformance: {name}");
+        check(&make());
+    }
+}
