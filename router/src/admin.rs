@@ -1,0 +1,411 @@
+//! What the server's HTTP and commands ask of a router.
+
+use std::sync::{Arc, Mutex, Weak, atomic::Ordering};
+
+use fanfare_proto::{
+    ChannelId, ClientMessageId, Code, DeviceId, SessionId, UserId,
+    link::GatewayId,
+    wire::{self, ChannelState},
+};
+use fanfare_storage::{
+    StoreError,
+    drain::{Drains, Status as DrainStatus},
+    metadata::Metadata,
+    model::{Channel, OutboxRow, User, UserCursor},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    context::Context,
+    event::{AdminAsk, Event, OpenAsk, OpenTarget, Touch},
+    load::code_of,
+    page::{self, PageAsk, Snapshot},
+};
+
+/// A session, for people.
+#[derive(Clone, Debug)]
+pub struct SessionSummary {
+    /// Whose.
+    pub user: UserId,
+    /// Its id.
+    pub session: SessionId,
+    /// On which device.
+    pub device: DeviceId,
+    /// As the client calls it.
+    pub device_name: String,
+    /// Where.
+    pub gateway: GatewayId,
+    /// Since when, Unix milliseconds.
+    pub since_ms: u64,
+}
+
+/// A member, for people.
+#[derive(Clone, Debug)]
+pub struct MemberSummary {
+    /// Who.
+    pub user: UserId,
+    /// `wire::Role`.
+    pub role: u8,
+    /// The entry by which it joined.
+    pub joined_seq: u64,
+    /// The first seq it may see.
+    pub visible_from: u64,
+    /// How far it has got.
+    pub cursor: UserCursor,
+}
+
+/// A channel, for people.
+#[derive(Clone, Debug)]
+pub struct ChannelSummary {
+    /// Its row.
+    pub row: Channel,
+    /// Members in all.
+    pub members_total: usize,
+    /// Those asked for, by user.
+    pub members: Vec<MemberSummary>,
+    /// Sessions that listen.
+    pub sessions: usize,
+    /// As it stands for the user asked about.
+    pub state: Option<ChannelState>,
+    /// Frames in the tail.
+    pub tail_frames: usize,
+}
+
+/// How much one shard holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShardCounts {
+    /// Channels loaded.
+    pub channels: usize,
+    /// Users loaded.
+    pub users: usize,
+    /// Sessions registered.
+    pub sessions: usize,
+    /// Listeners over all channels.
+    pub listeners: usize,
+    /// Entries that wait for their drains.
+    pub undrained: usize,
+}
+
+/// How a router stands.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Shards.
+    pub shards: u16,
+    /// Sums over the shards.
+    pub counts: ShardCounts,
+    /// Commits since the start.
+    pub commits: u64,
+    /// Entries since the start.
+    pub entries: u64,
+    /// The newest commit found no room.
+    pub read_only: bool,
+    /// No new sends are taken.
+    pub draining: bool,
+    /// Bytes of all tails.
+    pub tail_bytes: usize,
+    /// The drains.
+    pub drains: DrainStatus,
+}
+
+/// A handle for the server's own people and programs. Cheap to clone. Once the router has ended every question is
+/// answered `GOING_AWAY`.
+#[derive(Clone)]
+pub struct Admin {
+    // Weak, so that a handle somebody keeps does not keep stores and drains open.
+    context: Weak<Context>,
+    drains: Weak<Drains>,
+}
+
+impl Admin {
+    pub(crate) fn new(context: &Arc<Context>, drains: &Arc<Drains>) -> Self {
+        Self { context: Arc::downgrade(context), drains: Arc::downgrade(drains) }
+    }
+
+    fn context(&self) -> Result<Arc<Context>, Code> {
+        self.context.upgrade().ok_or(Code::GOING_AWAY)
+    }
+
+    async fn ask<T>(&self, shard: u16, ask: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Code> {
+        let (reply, answer) = oneshot::channel();
+        self.context()?.post(shard, ask(reply));
+        answer.await.map_err(|_| Code::RETRY_LATER)
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Metadata) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Code> {
+        let metadata = Arc::clone(&self.context()?.metadata);
+        let read = tokio::task::spawn_blocking(move || read(&*metadata));
+        match read.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a question to the metadata store failed");
+                Err(code_of(&error))
+            }
+            Err(_) => Err(Code::INTERNAL),
+        }
+    }
+
+    /// Makes a user of that name with those flags (see [`User`]).
+    ///
+    /// # Errors
+    /// `BAD_FIELD` for an empty or overlong name, `NAME_TAKEN`, `RETRY_LATER`.
+    pub async fn create_user(&self, name: &str, flags: u32) -> Result<User, Code> {
+        if name.is_empty() || name.len() > fanfare_proto::limits::NAME_BYTES_MAX {
+            return Err(Code::BAD_FIELD);
+        }
+        let mixed = crate::send::fingerprint(name.as_bytes());
+        let shard = (mixed % u64::from(self.context()?.config.shards)) as u16;
+        let id = self.ask(shard, |reply| Event::Admin(AdminAsk::NewId(reply))).await?;
+        let user = User { user: UserId(id), name: name.to_owned(), flags };
+        let of_thread = user.clone();
+        let added = self.read(move |metadata| metadata.add_user(&of_thread)).await?;
+        if !added {
+            return Err(Code::NAME_TAKEN);
+        }
+        self.context()?.post(shard, Event::Admin(AdminAsk::Forget(user.user)));
+        Ok(user)
+    }
+
+    /// A user by id.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn user(&self, user: UserId) -> Result<Option<User>, Code> {
+        self.read(move |metadata| metadata.user(user)).await
+    }
+
+    /// A user by name.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn user_named(&self, name: &str) -> Result<Option<User>, Code> {
+        let name = name.to_owned();
+        self.read(move |metadata| metadata.user_named(&name)).await
+    }
+
+    /// Users by ascending id above `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn users(&self, after: UserId, limit: usize) -> Result<Vec<User>, Code> {
+        self.read(move |metadata| metadata.users(after, limit)).await
+    }
+
+    /// Channels by ascending id above `after`, at most `limit`, as they stand in SQL.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn channels(&self, after: ChannelId, limit: usize) -> Result<Vec<Channel>, Code> {
+        self.read(move |metadata| metadata.channels(after, limit)).await
+    }
+
+    /// The ids of a user's channels.
+    ///
+    /// # Errors
+    /// `UNKNOWN_USER`, `RETRY_LATER`.
+    pub async fn channels_of(&self, user: UserId) -> Result<Vec<ChannelId>, Code> {
+        let shard = self.context()?.shard_of(user.shard());
+        self.ask(shard, |reply| Event::Admin(AdminAsk::Channels(user, reply))).await
+    }
+
+    /// A user's channels as they stand for it, newest activity first.
+    ///
+    /// # Errors
+    /// `UNKNOWN_USER`, `RETRY_LATER`.
+    pub async fn states_of(&self, user: UserId) -> Result<Vec<ChannelState>, Code> {
+        let mut states = Vec::new();
+        for channel in self.channels_of(user).await? {
+            if let Some(state) = self.describe(channel, Some(user)).await?.and_then(|summary| summary.state)
+                && state.role != 0
+            {
+                states.push(state);
+            }
+        }
+        states.sort_by_key(|state| std::cmp::Reverse(state.active_ms));
+        Ok(states)
+    }
+
+    /// The channel of that name: among a user's channels where one is given, else among all. The newest where several
+    /// have it.
+    ///
+    /// # Errors
+    /// `NO_SUCH_NAME`, `RETRY_LATER`.
+    pub async fn channel_named(&self, name: &str, user: Option<UserId>) -> Result<ChannelId, Code> {
+        let mut found = None;
+        match user {
+            Some(user) => {
+                let states = self.states_of(user).await?;
+                found = states.iter().find(|state| state.name == name).map(|state| ChannelId(state.channel));
+            }
+            None => {
+                let mut after = ChannelId(0);
+                loop {
+                    let some = self.channels(after, 1_000).await?;
+                    let Some(last) = some.last() else { break };
+                    after = last.channel;
+                    found = some.iter().rev().find(|one| one.name == name).map(|one| one.channel).or(found);
+                }
+            }
+        }
+        found.ok_or(Code::NO_SUCH_NAME)
+    }
+
+    /// A channel with its members (all, or only the user given); `None` where there is none.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn describe(
+        &self,
+        channel: ChannelId,
+        user: Option<UserId>,
+    ) -> Result<Option<ChannelSummary>, Code> {
+        let shard = self.context()?.shard_of(channel.shard());
+        self.ask(shard, |reply| Event::Touch(channel, Touch::Describe(user, reply))).await
+    }
+
+    /// Makes a group whose owner is `owner`, as OPEN would; the same client message id gives the same group.
+    ///
+    /// # Errors
+    /// `NO_SUCH_USER`, `BAD_FIELD`, `READ_ONLY`, `RETRY_LATER`, `OUTCOME_UNKNOWN`.
+    pub async fn create_group(
+        &self,
+        owner: UserId,
+        client_message_id: ClientMessageId,
+        group: wire::Group,
+    ) -> Result<ChannelId, Code> {
+        self.open(owner, client_message_id, OpenTarget::Group(group)).await
+    }
+
+    /// The direct channel of a pair, made where it is not there.
+    ///
+    /// # Errors
+    /// As of [`Self::create_group`].
+    pub async fn open_direct(
+        &self,
+        one: UserId,
+        other: UserId,
+        client_message_id: ClientMessageId,
+    ) -> Result<ChannelId, Code> {
+        self.open(one, client_message_id, OpenTarget::Direct(other)).await
+    }
+
+    async fn open(&self, user: UserId, id: ClientMessageId, target: OpenTarget) -> Result<ChannelId, Code> {
+        if self.user(user).await?.is_none() {
+            return Err(Code::NO_SUCH_USER);
+        }
+        let (reply, answer) = oneshot::channel();
+        let channels = self.channels_of(user).await.unwrap_or_default();
+        let ask = OpenAsk {
+            origin: None,
+            request: 0,
+            user,
+            client_message_id: id,
+            target,
+            candidates: channels,
+            reply: Some(Arc::new(Mutex::new(Some(reply)))),
+        };
+        crate::opens::route(&*self.context()?, ask)?;
+        answer.await.map_err(|_| Code::RETRY_LATER)?
+    }
+
+    /// Pages of a channel's history, newest first, as FETCH gives them; with `reader` what that member may see, without all.
+    ///
+    /// # Errors
+    /// `NOT_A_MEMBER`, `CORRUPT`, `RETRY_LATER`.
+    pub async fn history(
+        &self,
+        channel: ChannelId,
+        reader: Option<UserId>,
+        fetch: wire::Fetch,
+    ) -> Result<Vec<wire::Page>, Code> {
+        let shard = self.context()?.shard_of(channel.shard());
+        let memory: Option<Snapshot> =
+            self.ask(shard, |reply| Event::Touch(channel, Touch::Snapshot(reply))).await?;
+        let memory = memory.ok_or(Code::NOT_A_MEMBER)?;
+        let context = self.context()?;
+        let read = tokio::task::spawn_blocking(move || {
+            let visible = match reader {
+                None => smallvec::smallvec![(1, u64::MAX)],
+                Some(user) => {
+                    let rows = context.metadata.members(channel).map_err(|error| code_of(&error))?;
+                    crate::members::Members::of_rows(&rows).visible(user).ok_or(Code::NOT_A_MEMBER)?
+                }
+            };
+            let place = (memory.epoch, memory.head);
+            let ask = PageAsk::new(&fetch, channel, place, visible, reader.unwrap_or_default());
+            page::from_stores(&ask, &memory, &*context.metadata, &*context.content)
+                .map_err(|error| code_of(&error))
+        });
+        read.await.map_err(|_| Code::INTERNAL)?
+    }
+
+    /// A user's sessions.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn sessions(&self, user: UserId) -> Result<Vec<SessionSummary>, Code> {
+        let shard = self.context()?.shard_of(user.shard());
+        self.ask(shard, |reply| Event::Admin(AdminAsk::Sessions(user, reply))).await
+    }
+
+    /// Ends a user's sessions (of one device, where given) with that error; gives how many.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn kick(&self, user: UserId, device: Option<DeviceId>, code: Code) -> Result<usize, Code> {
+        let shard = self.context()?.shard_of(user.shard());
+        self.ask(shard, |reply| Event::Admin(AdminAsk::Kick(user, device, code, reply))).await
+    }
+
+    /// Voids a device's resume secrets, durably, and ends its sessions; gives how many.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`, `READ_ONLY`.
+    pub async fn revoke_device(&self, user: UserId, device: DeviceId) -> Result<usize, Code> {
+        let generation = self.read(move |metadata| metadata.revoke_device(user, device)).await?;
+        let shard = self.context()?.shard_of(user.shard());
+        self.ask(shard, |reply| Event::Admin(AdminAsk::Revoked(user, device, generation, reply))).await
+    }
+
+    /// How the router stands.
+    ///
+    /// # Errors
+    /// `RETRY_LATER` where a shard has ended.
+    pub async fn status(&self) -> Result<Status, Code> {
+        let mut counts = ShardCounts::default();
+        for shard in 0..self.context()?.config.shards {
+            let of = self.ask(shard, |reply| Event::Admin(AdminAsk::Counts(reply))).await?;
+            counts.channels += of.channels;
+            counts.users += of.users;
+            counts.sessions += of.sessions;
+            counts.listeners += of.listeners;
+            counts.undrained += of.undrained;
+        }
+        let drains = self.drains.upgrade().map(|drains| drains.status()).unwrap_or_default();
+        let context = self.context()?;
+        Ok(Status {
+            shards: context.config.shards,
+            counts,
+            commits: context.committed.0.load(Ordering::Relaxed),
+            entries: context.committed.1.load(Ordering::Relaxed),
+            read_only: context.read_only.load(Ordering::Relaxed) || drains.read_only,
+            draining: context.draining.load(Ordering::Relaxed),
+            tail_bytes: context.tail_bytes.load(Ordering::Relaxed),
+            drains,
+        })
+    }
+
+    /// (row, channel, seq) of every entry whose row is not drained, for reconcile.
+    ///
+    /// # Errors
+    /// `RETRY_LATER` where a shard has ended.
+    pub async fn undrained(&self) -> Result<Vec<(OutboxRow, ChannelId, u64)>, Code> {
+        let mut all = Vec::new();
+        for shard in 0..self.context()?.config.shards {
+            all.extend(self.ask(shard, |reply| Event::Admin(AdminAsk::Undrained(reply))).await?);
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,301 @@
+//! A channel as its owner holds it.
+
+mod cursor;
+mod history;
+mod outcome;
+mod sending;
+mod sequence;
+mod serve;
+
+pub use outcome::Left;
+pub use sequence::Draft;
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use fanfare_proto::{
+    ChannelId, ClientMessageId, Code, Frame, FrameType, MessageId, UserId, link::Origin, wire,
+};
+use fanfare_storage::model::{Channel as Row, Entry, Hash};
+use foldhash::fast::RandomState;
+use hashbrown::{HashMap, HashSet};
+use tokio::time::Instant;
+
+use crate::{
+    audience::Audience,
+    cursors::Cursors,
+    desk::Desk,
+    event::{OpenAsk, Touch},
+    frames,
+    load::Loaded,
+    members::Members,
+    repeats::{Key, Repeats},
+    send::Meaning,
+    tail::Tail,
+};
+
+/// Recalls remembered beside the tail, so that a target that was looked up before one of them is not amended after it.
+const RECALLED_MAX: usize = 4_096;
+
+/// A send that is to be sequenced.
+pub struct Waiting {
+    key: Key,
+    sender: UserId,
+    client_message_id: ClientMessageId,
+    meaning: Meaning,
+    content: Vec<u8>,
+    fingerprint: u64,
+    /// Who sent the message it amends, once that is known.
+    target_sender: Option<UserId>,
+    /// The named users were found.
+    users_checked: bool,
+    /// The stores were searched for an earlier attempt.
+    searched: bool,
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        self.content.len() + 256
+    }
+}
+
+/// What an entry changes beside the log.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// These users are members now.
+    Joined(Vec<UserId>, u8),
+    /// These are not any more.
+    Gone(Vec<UserId>),
+    /// These have that role now.
+    Role(Vec<UserId>, u8),
+    /// Name, history and join policy.
+    Policy(String, u8, u8),
+    /// The message is taken back.
+    Recalled(u64),
+}
+
+/// One entry of the commit in flight.
+pub struct Sequenced {
+    key: Option<Key>,
+    client_message_id: Vec<u8>,
+    entry: Arc<Entry>,
+    effect: Effect,
+    /// The send itself, for the seeded bug that tries it again.
+    again: Option<Box<Waiting>>,
+}
+
+/// The commit in flight.
+pub struct InFlight {
+    items: Vec<Sequenced>,
+    /// All frames side by side.
+    frames: Bytes,
+    ordinal: u64,
+    chain: Hash,
+    /// Its outcome is unknown: the channel is frozen until it is.
+    is_frozen: bool,
+}
+
+/// See the module.
+pub struct Channel {
+    /// As committed.
+    pub row: Row,
+    /// As committed.
+    pub members: Members,
+    /// In memory ahead of what is written.
+    pub cursors: Cursors,
+    /// Who listens.
+    pub audience: Audience,
+    tail: Tail,
+    repeats: Repeats,
+    pending: VecDeque<Waiting>,
+    parked: HashMap<Key, Waiting, RandomState>,
+    pending_bytes: usize,
+    in_flight: Option<InFlight>,
+    recalled: HashSet<u64, RandomState>,
+    /// Sends are in `Desk::dirty`.
+    is_dirty: bool,
+    cursors_due: bool,
+    receipts_due: bool,
+    receipts_shown: Option<Instant>,
+    typed: HashMap<UserId, Instant, RandomState>,
+    typing_window: (Option<Instant>, u32),
+    /// Made and not yet committed: the OPENs to be answered.
+    opening: Option<Vec<OpenAsk>>,
+    touched: Instant,
+    /// Only a seeded bug moves it: places lost to failed commits.
+    skipped: u64,
+}
+
+impl Channel {
+    /// As read.
+    pub fn of_loaded(loaded: Loaded, desk: &Desk) -> Self {
+        let context = &desk.context;
+        let max = context.config.recent_ids_max;
+        let mut repeats = Repeats::new(loaded.complete_since_ms, Arc::clone(&context.recent_ids), max);
+        for (key, fingerprint, place) in loaded.sends {
+            repeats.learn(key, fingerprint, place);
+        }
+        let members = Members::of_rows(&loaded.members);
+        let (row, tail) = (loaded.channel, loaded.tail);
+        let mut cursors: Vec<_> = loaded.cursors;
+        cursors.retain(|cursor| members.get(cursor.user).is_some());
+        for cursor in &mut cursors {
+            cursor.delivered = cursor.delivered.min(row.head);
+            cursor.read = cursor.read.min(row.head);
+            cursor.read_ordinal = cursor.read_ordinal.min(row.ordinal);
+        }
+        context.tail_bytes.fetch_add(tail.bytes(), std::sync::atomic::Ordering::Relaxed);
+        Self::new(row, members, Cursors::of_rows(cursors), tail, repeats)
+    }
+
+    /// Not yet committed.
+    pub fn of_open(row: Row, open: OpenAsk, desk: &Desk) -> Self {
+        let max = desk.context.config.recent_ids_max;
+        let repeats = Repeats::new(0, Arc::clone(&desk.context.recent_ids), max);
+        let mut channel = Self::new(row, Members::default(), Cursors::default(), Tail::default(), repeats);
+        channel.opening = Some(vec![open]);
+        channel
+    }
+
+    fn new(row: Row, members: Members, cursors: Cursors, tail: Tail, repeats: Repeats) -> Self {
+        Self {
+            row,
+            members,
+            cursors,
+            audience: Audience::default(),
+            tail,
+            repeats,
+            pending: VecDeque::new(),
+            parked: HashMap::default(),
+            pending_bytes: 0,
+            in_flight: None,
+            recalled: HashSet::default(),
+            is_dirty: false,
+            cursors_due: false,
+            receipts_due: false,
+            receipts_shown: None,
+            typed: HashMap::default(),
+            typing_window: (None, 0),
+            opening: None,
+            touched: Instant::now(),
+            skipped: 0,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ChannelId {
+        self.row.channel
+    }
+
+    /// Made and not yet committed: nobody is shown it.
+    pub fn is_opening(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// A further OPEN of the same channel waits for its commit.
+    pub fn also_opening(&mut self, open: OpenAsk) -> Option<OpenAsk> {
+        match &mut self.opening {
+            Some(opening) if opening.len() < 64 => {
+                opening.push(open);
+                None
+            }
+            _ => Some(open),
+        }
+    }
+
+    /// Whether anything is under way.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.is_some() || !self.pending.is_empty() || !self.parked.is_empty()
+    }
+
+    /// Whether nobody needs it in memory.
+    pub fn is_idle(&self, now: Instant, desk: &Desk) -> bool {
+        !self.is_busy()
+            && self.audience.is_empty()
+            && !self.cursors_due
+            && !self.receipts_due
+            && !self.cursors.is_dirty()
+            && now.duration_since(self.touched) >= desk.context.config.idle
+            && !desk.undrained.contains_key(&self.id())
+    }
+
+    /// Forgets what is old.
+    pub fn sweep(&mut self, now: Instant, desk: &Desk) {
+        self.repeats.expire(desk.context.now_ms());
+        self.typed.retain(|_, typed| now.duration_since(*typed) < serve::TYPING_EVERY);
+    }
+
+    /// It goes: counts its memory out.
+    pub fn put_away(&mut self, desk: &Desk) {
+        desk.context.tail_bytes.fetch_sub(self.tail.bytes(), std::sync::atomic::Ordering::Relaxed);
+        self.tail.clear();
+    }
+
+    /// Anything but a send's own steps.
+    pub fn touch(&mut self, desk: &mut Desk, touch: Touch) {
+        self.touched = Instant::now();
+        match touch {
+            Touch::Frame(origin, frame) => self.frame(desk, origin, &frame),
+            Touch::Head { origin, sync } => self.tell_head(desk, origin, sync),
+            Touch::Subscribe(subscribe) => self.subscribe(desk, subscribe),
+            Touch::Unsubscribe(origin) => {
+                if self.audience.remove(&origin) {
+                    desk.gateways.remove(self.id(), origin.gateway, origin.handle);
+                }
+            }
+            Touch::Delivered(user, seq) => self.delivered(desk, user, seq),
+            Touch::Opened(origin, request) => self.answer_open(desk, &origin, request),
+            Touch::Snapshot(reply) => drop(reply.send(Some(self.snapshot(desk)))),
+            Touch::Describe(user, reply) => drop(reply.send(Some(self.describe(user)))),
+        }
+    }
+
+    fn frame(&mut self, desk: &mut Desk, origin: Origin, frame: &Frame) {
+        match frame.frame_type() {
+            FrameType::Send => self.send(desk, origin, frame),
+            FrameType::Fetch => self.fetch(desk, origin, frame),
+            FrameType::Receipt => self.receipt(desk, origin, frame),
+            FrameType::Counts => self.count(desk, origin, frame),
+            FrameType::Typing => self.typing(desk, origin, frame),
+            other => desk.gateways.reply(&origin, frames::failed(other, Code::NOT_SERVED)),
+        }
+    }
+
+    /// The channel as it stands for a user, served from `position`.
+    pub fn state_for(&self, user: UserId, position: u64) -> wire::ChannelState {
+        let standing = self.members.get(user);
+        let cursor = self.cursors.get(user);
+        let pair = self.row.pair;
+        let peer = if pair.0 == user { pair.1 } else { pair.0 };
+        wire::ChannelState {
+            channel: self.id().0,
+            kind: i32::from(self.row.kind),
+            name: self.row.name.clone(),
+            role: standing.map_or(0, |standing| i32::from(standing.role)),
+            epoch: self.row.epoch,
+            epoch_start: self.row.epoch_start,
+            head: self.row.head,
+            ordinal: self.row.ordinal,
+            position,
+            delivered: cursor.delivered,
+            read: cursor.read,
+            read_ordinal: cursor.read_ordinal,
+            visible_from: standing.map_or(0, |standing| standing.visible_from),
+            members: self.members.len() as u32,
+            peer: if self.is_direct() { peer.0 } else { 0 },
+            history: i32::from(self.row.history),
+            join: i32::from(self.row.join),
+            active_ms: if self.row.head == 0 { 0 } else { self.row.message_id.time_ms() },
+        }
+    }
+
+    fn is_direct(&self) -> bool {
+        i32::from(self.row.kind) == wire::ChannelKind::Direct as i32
+    }
+
+    fn head_id(&self) -> MessageId {
+        self.row.message_id
+    }
+}

@@ -1,0 +1,262 @@
+//! What a commit's outcome does to a channel: acknowledgement, effects and live fan-out, in that order.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use fanfare_proto::{Code, UserId, link::Down, link::Tiers};
+use fanfare_storage::{
+    model::{ListChange, OutboxRow},
+    mutant,
+};
+
+use super::{Channel, Effect, InFlight, RECALLED_MAX, Sequenced, sequence::place_of};
+use crate::{
+    desk::Desk,
+    event::{Event, OpenAsk, UnitOutcome},
+    frames, meter,
+    tail::Held,
+};
+
+/// What is left of a channel after an outcome.
+pub enum Left {
+    /// It stands.
+    Standing,
+    /// It was to be made and was not: these OPENs failed with that code.
+    NotMade(Vec<OpenAsk>, Code),
+    /// It was made: these OPENs are to be answered.
+    Made(Vec<OpenAsk>),
+    /// It does not stand as believed: read it again.
+    Reload,
+}
+
+impl Channel {
+    /// The outcome of the commit in flight.
+    pub fn committed(&mut self, desk: &mut Desk, outcome: &UnitOutcome) -> Left {
+        let Some(flight) = self.in_flight.take() else { return Left::Standing };
+        let left = match outcome {
+            UnitOutcome::Done(row) => {
+                self.apply(desk, *row, flight);
+                self.opening.take().map_or(Left::Standing, Left::Made)
+            }
+            UnitOutcome::Failed { code, reload } => self.give_up(desk, flight, *code, *reload),
+            UnitOutcome::Unknown => {
+                self.freeze(desk, flight);
+                Left::Standing
+            }
+        };
+        if !self.pending.is_empty() {
+            self.mark_dirty(desk);
+        }
+        left
+    }
+
+    fn give_up(&mut self, desk: &mut Desk, flight: InFlight, code: Code, reload: bool) -> Left {
+        if mutant::is("seq-outside-transaction") {
+            self.skipped += flight.items.len() as u64;
+        }
+        for Sequenced { key, client_message_id: id, entry, again, .. } in flight.items {
+            let Some(key) = key else { continue };
+            for attempt in self.repeats.failed(&key) {
+                if mutant::is("error-mapped-ok") {
+                    self.acknowledge(desk, &attempt, &[], place_of(&entry), false);
+                    continue;
+                }
+                desk.gateways.reply(&attempt.0, frames::send_failed(self.id(), attempt.1, &id, code));
+            }
+            if let Some(again) = again {
+                self.repeats.begin(again.key, again.fingerprint, None);
+                self.pending_bytes += again.bytes();
+                self.pending.push_back(*again);
+            }
+        }
+        match self.opening.take() {
+            Some(opening) => Left::NotMade(opening, code),
+            None if reload => Left::Reload,
+            None => Left::Standing,
+        }
+    }
+
+    /// The outcome is not known: senders hear so, what had not begun fails, and nothing new is taken.
+    fn freeze(&mut self, desk: &mut Desk, mut flight: InFlight) {
+        flight.is_frozen = true;
+        for item in &flight.items {
+            let Some(key) = &item.key else { continue };
+            let id = &item.client_message_id;
+            for (origin, request) in self.repeats.take_attempts(key) {
+                let frame = frames::send_failed(self.id(), request, id, Code::OUTCOME_UNKNOWN);
+                desk.gateways.reply(&origin, frame);
+            }
+        }
+        self.in_flight = Some(flight);
+        while let Some(waiting) = self.pending.pop_front() {
+            self.refuse(desk, waiting, Code::RETRY_LATER);
+        }
+    }
+
+    /// Everything that waits fails: the channel is read again.
+    pub fn fail_waiting(&mut self, desk: &mut Desk, code: Code) {
+        while let Some(waiting) = self.pending.pop_front() {
+            self.refuse(desk, waiting, code);
+        }
+        for (_, waiting) in std::mem::take(&mut self.parked) {
+            self.refuse(desk, waiting, code);
+        }
+    }
+
+    fn apply(&mut self, desk: &mut Desk, row: OutboxRow, flight: InFlight) {
+        let first_seq = self.row.head + 1;
+        let Some(newest) = flight.items.last().map(|item| Arc::clone(&item.entry)) else { return };
+        self.row.head = newest.seq;
+        self.row.ordinal = flight.ordinal;
+        self.row.message_id = newest.message_id;
+        self.row.chain = flight.chain;
+        let before = self.tail.bytes();
+        for item in &flight.items {
+            self.tail.push(Held::of(&item.entry));
+            if let Effect::Recalled(target) = &item.effect {
+                self.tail.recall(*target);
+                if self.recalled.len() >= RECALLED_MAX {
+                    self.recalled.clear();
+                }
+                self.recalled.insert(*target);
+            }
+            desk.remember(row, Arc::clone(&item.entry));
+        }
+        self.bound_tail(desk, before);
+        // The acknowledgement comes first, then everybody hears.
+        for item in &flight.items {
+            let Some(key) = item.key else { continue };
+            let place = place_of(&item.entry);
+            let attempts = self.repeats.done(key, place);
+            if attempts.is_empty() {
+                continue;
+            }
+            let id = &item.client_message_id;
+            for (number, attempt) in attempts.iter().enumerate() {
+                self.acknowledge(desk, attempt, id, place, number > 0);
+            }
+        }
+        if !mutant::is("push-past-watermark") {
+            self.hear(desk, first_seq, &flight);
+        }
+        let late_removal = mutant::is("fan-out-list-read-before-removal");
+        for item in &flight.items {
+            let is_last = item.entry.seq == newest.seq;
+            if late_removal || !is_last || mutant::is("push-past-watermark") {
+                self.take_effect(desk, item, row);
+            }
+        }
+    }
+
+    /// Live fan-out. A removal takes effect before its own entry goes out: who is removed is told and gets nothing more.
+    fn hear(&mut self, desk: &mut Desk, first_seq: u64, flight: &InFlight) {
+        let Some(newest) = flight.items.last() else { return };
+        let row = desk.undrained.get(&self.id()).and_then(|of| of.back()).map(|(row, _)| *row);
+        let late_removal = mutant::is("fan-out-list-read-before-removal");
+        let is_removal = matches!(newest.effect, Effect::Gone(_)) && !late_removal;
+        if is_removal {
+            let before = flight.frames.slice(..flight.frames.len() - newest.entry.frame.len());
+            if !before.is_empty() {
+                self.fan_out(desk, before, first_seq);
+            }
+            if let Some(row) = row {
+                self.take_effect(desk, newest, row);
+            }
+            self.fan_out(desk, newest.entry.frame.clone(), newest.entry.seq);
+        } else {
+            self.fan_out(desk, flight.frames.clone(), first_seq);
+            if !late_removal && let Some(row) = row {
+                self.take_effect(desk, newest, row);
+            }
+        }
+    }
+
+    /// Members, roles, policies; word to those concerned and to the owners of their lists.
+    fn take_effect(&mut self, desk: &mut Desk, item: &Sequenced, row: OutboxRow) {
+        let seq = item.entry.seq;
+        match &item.effect {
+            Effect::None | Effect::Recalled(_) => {}
+            Effect::Joined(users, role) => {
+                let visible_from = self.visible_from(seq);
+                for user in users {
+                    self.members.join(*user, *role, seq, visible_from);
+                }
+                self.tell_lists(desk, users, seq, true, row);
+            }
+            Effect::Gone(users) => {
+                for user in users {
+                    self.members.leave(*user, seq);
+                    self.cursors.forget(*user);
+                    let mut state = self.state_for(*user, seq.saturating_sub(1));
+                    // What the channel is called or holds is no business of theirs any more.
+                    state.head = seq;
+                    state.members = 0;
+                    let frame = frames::channel(0, &state);
+                    for listener in self.audience.remove_user(*user) {
+                        desk.gateways.tell_at(
+                            listener.gateway,
+                            Down::Reply { handle: listener.handle, frames: frame.clone() },
+                        );
+                        desk.gateways.remove(self.id(), listener.gateway, listener.handle);
+                    }
+                }
+                self.tell_lists(desk, users, seq, false, row);
+            }
+            Effect::Role(users, role) => {
+                for user in users {
+                    self.members.set_role(*user, *role);
+                    let frame = frames::channel(0, &self.state_for(*user, self.row.head));
+                    for listener in self.audience.of_user(*user) {
+                        desk.gateways.tell_at(
+                            listener.gateway,
+                            Down::Reply { handle: listener.handle, frames: frame.clone() },
+                        );
+                    }
+                }
+            }
+            Effect::Policy(name, history, join) => {
+                self.row.name.clone_from(name);
+                self.row.history = *history;
+                self.row.join = *join;
+            }
+        }
+    }
+
+    fn tell_lists(&self, desk: &Desk, users: &[UserId], seq: u64, listed: bool, row: OutboxRow) {
+        let mut by_shard: std::collections::BTreeMap<u16, Vec<(ListChange, OutboxRow)>> = Default::default();
+        for user in users {
+            let change = ListChange { user: *user, channel: self.id(), seq, listed };
+            by_shard.entry(desk.context.shard_of(user.shard())).or_default().push((change, row));
+        }
+        for (shard, changes) in by_shard {
+            desk.context.post(shard, Event::Listed(changes));
+        }
+    }
+
+    /// Sends frames to the audience: one message per gateway. Where a gateway's credit is spent only a mark is left.
+    pub(super) fn fan_out(&mut self, desk: &mut Desk, frames: Bytes, first_seq: u64) {
+        let channel = self.id();
+        for at in &mut self.audience.gateways {
+            if at.behind.is_some() {
+                continue;
+            }
+            let down = Down::Fanout { channel, lanes: at.lanes(), tiers: Tiers::ALL, frames: frames.clone() };
+            meter::fanout();
+            if !desk.gateways.fan_out(at.gateway, down) && !mutant::is("drop-on-full-queue") {
+                meter::behind();
+                at.behind = Some(first_seq.saturating_sub(1));
+                desk.gateways.put_behind(at.gateway, channel);
+            }
+        }
+    }
+
+    fn bound_tail(&mut self, desk: &Desk, before: usize) {
+        let config = &desk.context.config;
+        let total = &desk.context.tail_bytes;
+        let share = if total.load(Ordering::Relaxed) > config.tails_bytes_max { 8 } else { 1 };
+        total.fetch_add(self.tail.bytes(), Ordering::Relaxed);
+        total.fetch_sub(before, Ordering::Relaxed);
+        let dropped = self.tail.shrink(config.tail_frames_max / share, config.tail_bytes_max / share);
+        total.fetch_sub(dropped, Ordering::Relaxed);
+    }
+}

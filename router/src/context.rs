@@ -1,0 +1,210 @@
+//! What all shards of a router share: stores, queues, counters and the way to each other.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use fanfare_proto::{ChannelId, UserId};
+use fanfare_storage::{
+    content::Content, content::Lists, hash::ClientIdKey, metadata::Metadata, model::OutboxRow,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc::UnboundedSender},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{committer::CommitQueue, event::Event, writer::CursorQueue};
+
+/// Tells Unix milliseconds.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Called when the process must end (a failed sync); must not return in production.
+pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How a router runs. Numbers are bounds with their units; the default suits one machine.
+#[derive(Clone)]
+pub struct RouterConfig {
+    /// Shards, as the deployment was set up with.
+    pub shards: u16,
+    /// Where shards and readers run.
+    pub runtime: Handle,
+    /// The server's clock.
+    pub clock: Clock,
+    /// What to do when the process must end.
+    pub on_fatal: Fatal,
+    /// Frames and opens from gateways that may wait for one shard.
+    pub inbox_max: usize,
+    /// Frames of one channel's tail.
+    pub tail_frames_max: usize,
+    /// Bytes of one channel's tail.
+    pub tail_bytes_max: usize,
+    /// Bytes of all tails; above it busy channels keep an eighth of their bounds.
+    pub tails_bytes_max: usize,
+    /// Client message ids kept in the process.
+    pub recent_ids_max: usize,
+    /// Sends that may wait in one channel.
+    pub pending_sends_max: usize,
+    /// Bytes of those sends.
+    pub pending_bytes_max: usize,
+    /// Store reads at once.
+    pub readers: usize,
+    /// Store reads that may wait for one of those.
+    pub readers_waiting_max: usize,
+    /// How long positions and cursors may stay unwritten.
+    pub cursors_every: Duration,
+    /// As `cursors_every`, in direct channels.
+    pub direct_cursors_every: Duration,
+    /// How long a channel that nobody uses stays loaded.
+    pub idle: Duration,
+}
+
+impl RouterConfig {
+    /// The defaults on that runtime.
+    pub fn new(runtime: Handle) -> Self {
+        Self {
+            shards: fanfare_proto::ids::SHARDS_DEFAULT,
+            runtime,
+            clock: Arc::new(|| {
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .map_or(0, |since| since.as_millis() as u64)
+            }),
+            on_fatal: Arc::new(|why| {
+                tracing::error!(why, "the process must end");
+                std::process::abort();
+            }),
+            inbox_max: 4_096,
+            tail_frames_max: 1_024,
+            tail_bytes_max: 256 * 1024,
+            tails_bytes_max: 512 * 1024 * 1024,
+            recent_ids_max: 1_000_000,
+            pending_sends_max: 1_024,
+            pending_bytes_max: 4 * 1024 * 1024,
+            readers: 16,
+            readers_waiting_max: 16_384,
+            cursors_every: Duration::from_secs(5),
+            direct_cursors_every: Duration::from_millis(250),
+            idle: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A shard's inbox. One queue, so that what one sender sends stays in order (a session's `Close` never overtakes its
+/// `Open`).
+///
+/// **Why the channel has no bound of its own**: nothing that a shard does may block on another shard, or two could wait
+/// for each other. What peers cause (frames, opens) takes one of `inbox_max` permits, given back when it is handled.
+/// Everything else is an answer or a consequence of something that was bounded when it began: one outcome per unit in
+/// flight (the commit queue has a bound), one result per reader (they have a bound), one `Close` per open session, one
+/// `Credit` per 64 bytes under way, per SYNC at most two words per channel of the user and one SYNC per session at a
+/// time, per membership entry (at most 1,000 users) one word per shard concerned.
+pub struct Inbox {
+    /// The queue.
+    pub events: UnboundedSender<Event>,
+    /// What peers may still cause.
+    pub permits: Arc<Semaphore>,
+}
+
+/// See the module.
+pub struct Context {
+    /// As given.
+    pub config: RouterConfig,
+    /// Who, when, which place.
+    pub metadata: Arc<dyn Metadata>,
+    /// What.
+    pub content: Arc<dyn Content>,
+    /// Users' lists.
+    pub lists: Arc<dyn Lists>,
+    /// By shard.
+    pub inboxes: Arc<[Inbox]>,
+    /// To the committer.
+    pub commits: CommitQueue,
+    /// To the cursors' writer.
+    pub cursors: CursorQueue,
+    /// For the stored hash of client message ids.
+    pub client_ids: ClientIdKey,
+    /// Rows committed and not drained, with their shard. Locked for one map operation at a time.
+    pub rows: Mutex<HashMap<OutboxRow, u16>>,
+    /// Client message ids kept.
+    pub recent_ids: Arc<AtomicUsize>,
+    /// Bytes of all tails.
+    pub tail_bytes: AtomicUsize,
+    /// No new sends: the router is being drained.
+    pub draining: AtomicBool,
+    /// The newest commit found no room.
+    pub read_only: AtomicBool,
+    /// Commits and entries since the start.
+    pub committed: (AtomicU64, AtomicU64),
+    /// Readers at once.
+    pub readers: Arc<Semaphore>,
+    /// Readers that wait or run.
+    pub readers_waiting: AtomicUsize,
+    /// Shards and readers; waited for at shutdown.
+    pub tasks: TaskTracker,
+}
+
+impl Context {
+    /// Unix milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        (self.config.clock)()
+    }
+
+    /// The shard that an id names. Ids come from peers: one that no shard gave leads to some shard, which does not know
+    /// it.
+    pub fn shard_of(&self, shard: fanfare_proto::ShardId) -> u16 {
+        shard.0 % self.config.shards
+    }
+
+    /// To a shard; nothing where it has ended.
+    pub fn post(&self, shard: u16, event: Event) {
+        if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
+            let _ = inbox.events.send(event);
+        }
+    }
+
+    /// To the owner of a channel.
+    pub fn post_channel(&self, channel: ChannelId, touch: crate::event::Touch) {
+        self.post(self.shard_of(channel.shard()), Event::Touch(channel, touch));
+    }
+
+    /// To the owner of a user.
+    pub fn post_user(&self, user: UserId, word: crate::event::Word) {
+        self.post(self.shard_of(user.shard()), Event::Word(user, word));
+    }
+
+    /// Runs `read` on a thread that may block, beside at most `readers - 1` others; what it returns goes to the shard.
+    /// Gives `false`, and runs nothing, where too many wait already.
+    pub fn read(self: &Arc<Self>, shard: u16, read: impl FnOnce(&Context) -> Event + Send + 'static) -> bool {
+        let waiting = self.readers_waiting.fetch_add(1, Ordering::Relaxed);
+        if waiting >= self.config.readers_waiting_max {
+            self.readers_waiting.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        let context = Arc::clone(self);
+        self.tasks.spawn_on(
+            async move {
+                let permit = Arc::clone(&context.readers).acquire_owned().await;
+                let of_thread = Arc::clone(&context);
+                let done = tokio::task::spawn_blocking(move || read(&of_thread)).await;
+                drop(permit);
+                context.readers_waiting.fetch_sub(1, Ordering::Relaxed);
+                match done {
+                    Ok(event) => context.post(shard, event),
+                    Err(error) => tracing::error!(%error, "a reader failed"),
+                }
+            },
+            &self.config.runtime,
+        );
+        true
+    }
+
+    /// Whether the row waits for its drains.
+    pub fn is_undrained(&self, row: OutboxRow) -> bool {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&row)
+    }
+}

@@ -1,0 +1,121 @@
+//! What a shard's channels and users work with: the way out, the clock, timers, ids, and what is not drained.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+};
+
+use fanfare_proto::{ChannelId, UserId, ids::IdSource};
+use fanfare_storage::model::{Entry, OutboxRow};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use tokio::time::Instant;
+
+use crate::{context::Context, gateways::Gateways};
+
+/// What a timer is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Due {
+    /// A channel's cursors are to be written.
+    Cursors(ChannelId),
+    /// A channel's written cursors are to be shown.
+    Receipts(ChannelId),
+    /// A user's positions are to be written.
+    Positions(UserId),
+    /// A channel that could not be read is tried again.
+    Reload(ChannelId),
+    /// Sends wait for room in the commit queue.
+    Sequence,
+    /// What is idle is put away.
+    Sweep,
+}
+
+/// See the module.
+pub struct Desk {
+    /// What all shards share.
+    pub context: Arc<Context>,
+    /// The shard's number.
+    pub shard: u16,
+    /// The term of its lease.
+    pub term: u64,
+    /// Its ids.
+    pub ids: IdSource,
+    /// The gateways.
+    pub gateways: Gateways,
+    /// By channel, in seq order: committed and not drained.
+    pub undrained: HashMap<ChannelId, VecDeque<(OutboxRow, Arc<Entry>)>, RandomState>,
+    /// The channels of each such row.
+    pub rows: HashMap<OutboxRow, Vec<ChannelId>, RandomState>,
+    /// Channels with sends to be sequenced.
+    pub dirty: Vec<ChannelId>,
+    due: BinaryHeap<Reverse<(Instant, Due)>>,
+}
+
+impl Desk {
+    /// Of a shard, with the entries that were found in the outbox.
+    pub fn new(context: Arc<Context>, shard: u16, term: u64, ids: IdSource) -> Self {
+        Self {
+            gateways: Gateways::new(shard),
+            context,
+            shard,
+            term,
+            ids,
+            undrained: HashMap::default(),
+            rows: HashMap::default(),
+            dirty: Vec::new(),
+            due: BinaryHeap::new(),
+        }
+    }
+
+    /// Notes a committed entry until its row is drained.
+    pub fn remember(&mut self, row: OutboxRow, entry: Arc<Entry>) {
+        let channels = self.rows.entry(row).or_default();
+        if channels.last() != Some(&entry.channel) {
+            channels.push(entry.channel);
+        }
+        self.undrained.entry(entry.channel).or_default().push_back((row, entry));
+    }
+
+    /// Rows are drained.
+    pub fn drained(&mut self, rows: &[OutboxRow]) {
+        for row in rows {
+            for channel in self.rows.remove(row).unwrap_or_default() {
+                if let Some(of) = self.undrained.get_mut(&channel) {
+                    while of.front().is_some_and(|(front, _)| front == row) {
+                        of.pop_front();
+                    }
+                    of.retain(|(one, _)| one != row);
+                    if of.is_empty() {
+                        self.undrained.remove(&channel);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What of a channel is not drained, in seq order.
+    pub fn undrained_of(&self, channel: ChannelId) -> Vec<Arc<Entry>> {
+        self.undrained
+            .get(&channel)
+            .map_or_else(Vec::new, |of| of.iter().map(|(_, entry)| Arc::clone(entry)).collect())
+    }
+
+    /// Wakes the shard at that time.
+    pub fn at(&mut self, time: Instant, due: Due) {
+        self.due.push(Reverse((time, due)));
+    }
+
+    /// When the next timer is due.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.due.peek().map(|Reverse((time, _))| *time)
+    }
+
+    /// Takes the next timer that is due.
+    pub fn take_due(&mut self, now: Instant) -> Option<Due> {
+        if self.next_due()? > now {
+            return None;
+        }
+        self.due.pop().map(|Reverse((_, due))| due)
+    }
+}

@@ -1,0 +1,263 @@
+//! The router: shards that own channels and users. They give entries their order, commit them, acknowledge them, and
+//! fan them out; they answer where a session stands and what history holds.
+//!
+//! One task per shard owns its state; whatever blocks (commits, reads, cursor writes) runs on threads of its own and
+//! comes back as an event. `shard.rs` is where to begin reading, `event.rs` is the list of what can happen.
+
+mod admin;
+mod audience;
+mod channel;
+mod committer;
+mod context;
+mod cursors;
+mod desk;
+mod event;
+mod frames;
+mod gateways;
+#[cfg(feature = "history")]
+pub mod history;
+mod load;
+mod members;
+mod meter;
+mod opens;
+mod page;
+mod repeats;
+mod send;
+mod shard;
+mod tail;
+mod uplink;
+mod user;
+mod writer;
+
+use std::{
+    collections::HashMap as StdMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use fanfare_proto::{
+    ids::IdSource,
+    link::{Downlink, GatewayId, Uplink},
+};
+use fanfare_storage::{
+    StoreError,
+    content::{Content, Lists},
+    drain::Drains,
+    hash::ClientIdKey,
+    log::Log,
+    metadata::Metadata,
+    model::{OutboxBatch, OutboxRow},
+    ownership::Ownership,
+};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+
+pub use admin::{Admin, ChannelSummary, MemberSummary, SessionSummary, ShardCounts, Status};
+pub use context::{Clock, Fatal, RouterConfig};
+use context::{Context, Inbox};
+use event::Event;
+
+/// Where a router keeps things.
+pub struct Stores {
+    /// Who, when, which place.
+    pub metadata: Arc<dyn Metadata>,
+    /// What.
+    pub content: Arc<dyn Content>,
+    /// Users' lists.
+    pub lists: Arc<dyn Lists>,
+    /// The groups' log.
+    pub log: Arc<dyn Log>,
+    /// Who serves which shard.
+    pub ownership: Arc<dyn Ownership>,
+    /// The outbox as found at start.
+    pub recovered: Vec<OutboxBatch>,
+}
+
+/// Why a router cannot start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The number of shards is 0 or above 1,024.
+    #[error("{0} shards: must be 1 to 1024")]
+    Shards(u16),
+    /// A store failed.
+    #[error("a store failed")]
+    Store(#[from] StoreError),
+    /// A thread could not be started.
+    #[error("a thread could not be started")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running router. [`Self::shutdown`] ends it.
+pub struct Router {
+    context: Arc<Context>,
+    drains: Arc<Drains>,
+    committer: Option<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Router {
+    /// Takes the leases of all shards, starts drains, committer, writer and shards. Blocks while it reads the stores.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(config: RouterConfig, stores: Stores) -> Result<Self, StartError> {
+        if config.shards == 0 || config.shards > fanfare_proto::ids::SHARDS_MAX {
+            return Err(StartError::Shards(config.shards));
+        }
+        meter::describe();
+        let Stores { metadata, content, lists, log, ownership, recovered } = stores;
+        let secret = metadata.secret("client-ids", &|| {
+            let mut bytes = vec![0; 32];
+            // Cannot fail but where the system has no randomness at all; then nothing else would work either.
+            let _ = aws_lc_rs::rand::fill(&mut bytes);
+            bytes
+        })?;
+        let mut owned = Vec::with_capacity(usize::from(config.shards));
+        for lease in ownership.take_all(&(0..config.shards).collect::<Vec<_>>())? {
+            let (_, last_id) = metadata.shard(lease.shard)?;
+            owned.push((lease.term, last_id));
+        }
+        let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..config.shards)
+            .map(|_| {
+                let (events, receiver) = mpsc::unbounded_channel();
+                (Inbox { events, permits: Arc::new(Semaphore::new(config.inbox_max)) }, receiver)
+            })
+            .unzip();
+        let rows: StdMap<OutboxRow, u16> =
+            recovered.iter().map(|batch| (batch.row, batch.shard.0 % config.shards)).collect();
+        let readers = Arc::new(Semaphore::new(config.readers));
+        let runtime = config.runtime.clone();
+        let context = Arc::new(Context {
+            config,
+            metadata: Arc::clone(&metadata),
+            content: Arc::clone(&content),
+            lists: Arc::clone(&lists),
+            inboxes: inboxes.into(),
+            commits: Default::default(),
+            cursors: Default::default(),
+            client_ids: ClientIdKey::new(&secret),
+            rows: Mutex::new(rows),
+            recent_ids: Arc::new(AtomicUsize::new(0)),
+            tail_bytes: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
+            committed: (AtomicU64::new(0), AtomicU64::new(0)),
+            readers,
+            readers_waiting: AtomicUsize::new(0),
+            tasks: TaskTracker::new(),
+        });
+        start_shards(&context, &runtime, &recovered, owned, receivers);
+        let of_drains = Arc::clone(&context);
+        let on_drained = Box::new(move |rows: &[OutboxRow]| drained(&of_drains, rows));
+        let drains = Arc::new(Drains::start(metadata, content, lists, log, recovered, on_drained)?);
+        let committer = committer::Committer::new(Arc::clone(&context), Arc::clone(&drains));
+        let committer =
+            std::thread::Builder::new().name("store-commit".into()).spawn(move || committer.run())?;
+        let writer = writer::spawn(&context)?;
+        Ok(Self { context, drains, committer: Some(committer), writer: Some(writer) })
+    }
+
+    /// The way in for gateways.
+    pub fn uplink(&self) -> Arc<dyn Uplink> {
+        Arc::new(uplink::RouterUplink::new(Arc::clone(&self.context.inboxes)))
+    }
+
+    /// A gateway came: what owners send it goes this way from now on. Before its first session.
+    pub fn attach_gateway(&self, gateway: GatewayId, downlink: Arc<dyn Downlink>) {
+        for shard in 0..self.context.config.shards {
+            self.context.post(shard, Event::Attach(gateway, Arc::clone(&downlink)));
+        }
+    }
+
+    /// A gateway is gone, and all its sessions with it.
+    pub fn detach_gateway(&self, gateway: GatewayId) {
+        for shard in 0..self.context.config.shards {
+            self.context.post(shard, Event::Detach(gateway));
+        }
+    }
+
+    /// For the server's own people and programs.
+    pub fn admin(&self) -> Admin {
+        Admin::new(&self.context, &self.drains)
+    }
+
+    /// Drains: takes no new sends (RETRY_LATER), finishes and answers what is in flight, writes cursors, drains the
+    /// outbox, ends every task and thread.
+    pub async fn shutdown(mut self) {
+        self.context.draining.store(true, Ordering::Relaxed);
+        for shard in 0..self.context.config.shards {
+            self.context.post(shard, Event::Stop);
+        }
+        self.context.tasks.close();
+        self.context.tasks.wait().await;
+        self.context.commits.stop();
+        self.context.cursors.stop();
+        let threads = [self.committer.take(), self.writer.take()];
+        let drains = self.drains;
+        let ended = tokio::task::spawn_blocking(move || {
+            for thread in threads.into_iter().flatten() {
+                let name = thread.thread().name().unwrap_or_default().to_owned();
+                if thread.join().is_err() {
+                    tracing::error!(name, "panicked");
+                }
+            }
+            // Whoever asks for the status just now ends them a moment later.
+            if let Ok(drains) = Arc::try_unwrap(drains) {
+                drains.stop();
+            }
+        });
+        if ended.await.is_err() {
+            tracing::error!("the stores' threads could not be waited for");
+        }
+    }
+}
+
+fn start_shards(
+    context: &Arc<Context>,
+    runtime: &tokio::runtime::Handle,
+    recovered: &[OutboxBatch],
+    owned: Vec<(u64, u64)>,
+    receivers: Vec<mpsc::UnboundedReceiver<Event>>,
+) {
+    for ((number, (term, last_id)), receiver) in (0u16..).zip(owned).zip(receivers) {
+        let ids = IdSource::new(fanfare_proto::ShardId(number), last_id);
+        let mut desk = desk::Desk::new(Arc::clone(context), number, term, ids);
+        let mut overlay: HashMap<_, Vec<_>, RandomState> = HashMap::default();
+        for batch in recovered {
+            if context.shard_of(batch.shard) == number {
+                for entry in &batch.entries {
+                    desk.remember(batch.row, Arc::new(entry.clone()));
+                }
+            }
+            for change in &batch.lists {
+                if context.shard_of(change.user.shard()) == number {
+                    overlay.entry(change.user).or_default().push((*change, batch.row));
+                }
+            }
+        }
+        context.tasks.spawn_on(shard::Shard::new(desk, overlay).run(receiver), runtime);
+    }
+}
+
+/// Rows can be read from the content store now: their shards may forget them.
+fn drained(context: &Context, rows: &[OutboxRow]) {
+    let mut by_shard: StdMap<u16, Vec<OutboxRow>> = StdMap::new();
+    {
+        let mut known = context.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in rows {
+            if let Some(shard) = known.remove(row) {
+                by_shard.entry(shard).or_default().push(*row);
+            }
+        }
+    }
+    for (shard, rows) in by_shard {
+        context.post(shard, Event::Drained(rows));
+    }
+}

@@ -1,0 +1,130 @@
+//! The cursors' writer: one thread that writes cursors, positions and devices, apart from the commit path.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fanfare_storage::{StoreError, model::CursorBatch};
+
+use crate::{
+    context::Context,
+    event::{Event, Written},
+};
+
+/// Jobs that may wait; a shard whose job finds no room keeps its cursors dirty and comes again.
+pub const JOBS_MAX: usize = 16_384;
+/// Rows of one write.
+const ROWS_PER_WRITE_MAX: usize = 4_096;
+/// How long until a failed write is tried again.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Something to be written, and who is to be told.
+pub struct Job {
+    /// The rows.
+    pub batch: CursorBatch,
+    /// Told to that shard when they stand on disk.
+    pub then: Option<(u16, Written)>,
+}
+
+#[derive(Default)]
+struct Queued {
+    jobs: VecDeque<Job>,
+    stopping: bool,
+}
+
+/// What shards hand their jobs to.
+#[derive(Default)]
+pub struct CursorQueue {
+    queued: Mutex<Queued>,
+    wake: Condvar,
+}
+
+impl CursorQueue {
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a job would find room now.
+    pub fn has_room(&self) -> bool {
+        self.lock().jobs.len() < JOBS_MAX
+    }
+
+    /// Queues a job; drops it where there is no room (the caller asked [`Self::has_room`]; cursors are maxima and come
+    /// again).
+    pub fn push(&self, job: Job) {
+        let mut queued = self.lock();
+        if queued.jobs.len() < JOBS_MAX * 2 {
+            queued.jobs.push_back(job);
+        }
+        drop(queued);
+        self.wake.notify_one();
+    }
+
+    /// Ends the writer when all is written.
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> Option<Vec<Job>> {
+        let mut queued = self.lock();
+        while queued.jobs.is_empty() {
+            if queued.stopping {
+                return None;
+            }
+            queued = self.wake.wait(queued).unwrap_or_else(PoisonError::into_inner);
+        }
+        let (mut taken, mut rows) = (Vec::new(), 0);
+        while let Some(job) = queued.jobs.pop_front() {
+            rows += job.batch.cursors.len() + job.batch.positions.len() + job.batch.devices.len();
+            taken.push(job);
+            if rows >= ROWS_PER_WRITE_MAX {
+                break;
+            }
+        }
+        Some(taken)
+    }
+}
+
+/// Runs until the queue is stopped and empty.
+pub fn run(context: &Context) {
+    while let Some(mut jobs) = context.cursors.take() {
+        let mut batch = CursorBatch::default();
+        for job in &mut jobs {
+            batch.cursors.append(&mut job.batch.cursors);
+            batch.positions.append(&mut job.batch.positions);
+            batch.devices.append(&mut job.batch.devices);
+        }
+        loop {
+            match context.metadata.write_cursors(&batch) {
+                Ok(()) => break,
+                Err(StoreError::SyncFailed(why)) => {
+                    (context.config.on_fatal)(&why);
+                    return;
+                }
+                Err(error) => {
+                    // Repeating is safe: all are maxima. At the end one refusal is enough: clients come with theirs.
+                    tracing::warn!(%error, "cursors were not written; again soon");
+                    let queued = context.cursors.lock();
+                    if queued.stopping {
+                        return;
+                    }
+                    drop(context.cursors.wake.wait_timeout(queued, AGAIN_AFTER));
+                }
+            }
+        }
+        for job in jobs {
+            if let Some((shard, written)) = job.then {
+                context.post(shard, Event::CursorsWritten(written));
+            }
+        }
+    }
+}
+
+/// Shared by the router and the thread.
+pub fn spawn(context: &Arc<Context>) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let context = Arc::clone(context);
+    std::thread::Builder::new().name("store-cursors".into()).spawn(move || run(&context))
+}
