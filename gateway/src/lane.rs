@@ -1,0 +1,688 @@
+//! A lane: one thread that owns its connections, their audience mirror, and one queue. Nothing of it is shared but that
+//! queue; everything below runs on the lane's thread, so borrows never meet.
+//!
+//! What can wake it: its inbox ([`Item`]), readiness of a connection (through that connection's task, which reads into the
+//! lane's one scratch buffer), and the sweep. A pass takes everything that is in the inbox, gathers, gives buffers to their
+//! readers and then writes each reader once: so batches grow by themselves while the lane is busy.
+
+use std::{
+    cell::{Cell, RefCell},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use fanfare_proto::{
+    error::Code,
+    header::{FrameType, Header},
+    ids::ChannelId,
+    link::{AudienceChange, Down, Handle, Up},
+    session::server,
+};
+use slab::Slab;
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    audience::Audience,
+    connection::{Connection, LINGER_MS, Link, Stage},
+    gather::{Gathered, Gathers},
+    handshake,
+    inbox::{Inbox, Item},
+    quic,
+    shared::Shared,
+};
+
+/// Bytes of the buffer that all connections of a lane are read through.
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Bytes that one pass takes from the inbox: within what one connection may have waiting, so that a burst does not make a
+/// slow reader of one that never had a chance to be written to.
+const PASS_BYTES: u32 = 256 * 1024;
+/// Places of the inbox's list that are kept for the next burst.
+const INBOX_KEPT: usize = 16 * 1024;
+/// Reads of one connection in a row.
+const TURNS_MAX: u8 = 8;
+/// Connections that one lane may own: what a handle can number.
+const SLOTS_MAX: usize = 1 << 24;
+
+/// A connection's place on its lane, and which of that place's holders it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Key {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+impl From<Handle> for Key {
+    fn from(handle: Handle) -> Self {
+        Self { slot: handle.slot(), generation: handle.generation() }
+    }
+}
+
+/// What a connection's task does next.
+pub(crate) enum Step {
+    /// Hand frames up.
+    Forward,
+    /// The connection is gone.
+    Gone,
+}
+
+/// See the module's page.
+pub(crate) struct Lane {
+    pub shared: Arc<Shared>,
+    number: u8,
+    inbox: Arc<Inbox>,
+    state: RefCell<State>,
+    scratch: RefCell<Box<[u8]>>,
+    /// Frames handed up since the last sweep.
+    frames_in: Cell<u64>,
+    /// Handshakes and connections; the lane ends when they have.
+    pub tasks: TaskTracker,
+}
+
+struct State {
+    connections: Slab<Connection>,
+    audience: Audience,
+    gathers: Gathers,
+    /// Slots with something to write.
+    dirty: Vec<u32>,
+    next_generation: u32,
+    /// Everybody is sent away; when the lane ends at the latest.
+    closing_by_ms: Option<u64>,
+    handed_on: Vec<(u16, u32)>,
+    buffers_out: u64,
+    bytes_out: u64,
+    /// At the last sweep.
+    waiting_bytes: u64,
+    meters: Meters,
+}
+
+/// What the sweep tells the metrics recorder, registered once.
+struct Meters {
+    connections: metrics::Gauge,
+    memberships: metrics::Gauge,
+    channels: metrics::Gauge,
+    waiting_bytes: metrics::Gauge,
+    frames_in: metrics::Counter,
+    buffers_out: metrics::Counter,
+    bytes_out: metrics::Counter,
+}
+
+impl Meters {
+    fn new(lane: u8) -> Self {
+        let lane = lane.to_string();
+        Self {
+            connections: metrics::gauge!("fanfare_gateway_connections", "lane" => lane.clone()),
+            memberships: metrics::gauge!("fanfare_gateway_memberships", "lane" => lane.clone()),
+            channels: metrics::gauge!("fanfare_gateway_channels", "lane" => lane.clone()),
+            waiting_bytes: metrics::gauge!("fanfare_gateway_waiting_bytes", "lane" => lane.clone()),
+            frames_in: metrics::counter!("fanfare_gateway_frames_in_total", "lane" => lane.clone()),
+            buffers_out: metrics::counter!("fanfare_gateway_buffers_out_total", "lane" => lane.clone()),
+            bytes_out: metrics::counter!("fanfare_gateway_bytes_out_total", "lane" => lane),
+        }
+    }
+}
+
+impl Lane {
+    pub fn new(number: u8, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Rc<Self> {
+        let state = State {
+            connections: Slab::new(),
+            audience: Audience::default(),
+            gathers: Gathers::default(),
+            dirty: Vec::new(),
+            next_generation: 1,
+            closing_by_ms: None,
+            handed_on: Vec::new(),
+            buffers_out: 0,
+            bytes_out: 0,
+            waiting_bytes: 0,
+            meters: Meters::new(number),
+        };
+        let scratch = vec![0; SCRATCH_BYTES].into_boxed_slice();
+        let tasks = TaskTracker::new();
+        let frames_in = Cell::new(0);
+        Rc::new(Self {
+            shared,
+            number,
+            inbox,
+            state: state.into(),
+            scratch: scratch.into(),
+            frames_in,
+            tasks,
+        })
+    }
+
+    /// Works until it is told to close and everybody has left, or time is up.
+    pub async fn run(self: Rc<Self>) {
+        let mut sweep = tokio::time::interval(self.shared.sweep);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut items = Vec::new();
+        loop {
+            let closing = self.state.borrow().closing_by_ms.is_some();
+            tokio::select! {
+                () = self.inbox.filled() => {}
+                _ = sweep.tick() => self.guarded(|| self.sweep()),
+                () = tokio::time::sleep(Duration::from_millis(10)), if closing => {}
+            }
+            while self.inbox.take(&mut items) {
+                let mut items = items.drain(..).peekable();
+                while items.peek().is_some() {
+                    self.pass(&mut items);
+                    // Reads, and what QUIC has to do, go between passes.
+                    tokio::task::yield_now().await;
+                }
+            }
+            if items.capacity() > INBOX_KEPT {
+                items = Vec::new();
+            }
+            let state = self.state.borrow();
+            if let Some(by_ms) = state.closing_by_ms
+                && (state.connections.is_empty() || self.shared.clock.now_ms() >= by_ms)
+            {
+                break;
+            }
+        }
+        let ended = std::mem::take(&mut self.state.borrow_mut().connections);
+        for (_, mut connection) in ended {
+            connection.end(&self.shared);
+            connection.wake();
+        }
+        self.tasks.close();
+        // Handshakes under way have their own deadline; nobody waits for it.
+        let _ = tokio::time::timeout_at(Instant::now() + Duration::from_millis(200), self.tasks.wait()).await;
+    }
+
+    fn pass(self: &Rc<Self>, items: &mut impl Iterator<Item = Item>) {
+        let now_ms = self.shared.clock.now_ms();
+        let mut bytes = 0;
+        while bytes < PASS_BYTES
+            && let Some(item) = items.next()
+        {
+            if let Item::Down { down, .. } = &item {
+                bytes += down.charge_bytes();
+            }
+            self.guarded(|| self.item(item, now_ms));
+        }
+        self.guarded(|| {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            for gathered in state.gathers.drain() {
+                state.assign(&self.shared, gathered, now_ms);
+            }
+            state.flush(&self.shared, now_ms);
+            for (owner, bytes) in state.handed_on.drain(..) {
+                self.shared.credits.handed_on(self.shared.id, owner, bytes, &*self.shared.uplink);
+            }
+        });
+    }
+
+    /// A panic in work for many connections ends that piece of work, not the lane.
+    fn guarded(&self, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            metrics::counter!("fanfare_gateway_panics_total").increment(1);
+            tracing::error!(lane = self.number, "a lane's work panicked; the lane goes on");
+        }
+    }
+
+    fn item(self: &Rc<Self>, item: Item, now_ms: u64) {
+        match item {
+            Item::Down { owner, down, shared } => {
+                let mut state = self.state.borrow_mut();
+                let last = shared.is_none_or(|left| left.fetch_sub(1, Ordering::AcqRel) == 1);
+                if last {
+                    state.count_credit(owner, down.charge_bytes());
+                }
+                let retry = state.down(&self.shared, down, now_ms);
+                drop(state);
+                if let Some(up) = retry {
+                    self.ask_again(up);
+                }
+            }
+            Item::Accepted { stream, address, handshake } => {
+                let task = handshake::websocket(self.clone(), stream, address, handshake);
+                self.tasks.spawn_local(task);
+            }
+            Item::Incoming { incoming, address, handshake } => {
+                let task = quic::serve(self.clone(), incoming, address, handshake);
+                self.tasks.spawn_local(task);
+            }
+            Item::GoAway { delay_ms } => {
+                let mut state = self.state.borrow_mut();
+                let state = &mut *state;
+                let go_away = server::go_away(delay_ms, "", Code::GOING_AWAY);
+                for (slot, connection) in &mut state.connections {
+                    if matches!(connection.stage, Stage::Open(_)) {
+                        connection.control(go_away.clone(), now_ms);
+                        mark(&mut state.dirty, slot as u32, connection);
+                    }
+                }
+            }
+            Item::Close => {
+                let mut state = self.state.borrow_mut();
+                let state = &mut *state;
+                state.closing_by_ms = Some(now_ms + LINGER_MS + 500);
+                for (slot, connection) in &mut state.connections {
+                    if !matches!(connection.stage, Stage::Closing { .. }) {
+                        connection.close(&self.shared, now_ms, Code::GOING_AWAY);
+                        mark(&mut state.dirty, slot as u32, connection);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the owner of a user again, with the token this time.
+    fn ask_again(self: &Rc<Self>, up: Up) {
+        let lane = self.clone();
+        self.tasks.spawn_local(async move {
+            let Up::Open { origin, .. } = &up else { return };
+            let key = Key::from(origin.handle);
+            if let Err(code) = lane.shared.uplink.send(up).await {
+                lane.with(key, |connection, shared, now_ms| connection.refused(shared, now_ms, code));
+            }
+        });
+    }
+
+    /// Looks at every connection's deadlines and bounds.
+    fn sweep(self: &Rc<Self>) {
+        let now_ms = self.shared.clock.now_ms();
+        let mut gone = Vec::new();
+        let mut waiting_bytes = 0;
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            for (slot, connection) in &mut state.connections {
+                let before = connection.waiting_bytes();
+                connection.sweep(&self.shared, now_ms);
+                let after = connection.waiting_bytes();
+                waiting_bytes += after;
+                if after != before {
+                    mark(&mut state.dirty, slot as u32, connection);
+                }
+                match connection.stage {
+                    Stage::Closing { until_ms } if now_ms >= until_ms => {
+                        if let Link::Quic(link) = &connection.link {
+                            link.abandon();
+                        }
+                        gone.push(slot as u32);
+                    }
+                    _ => {}
+                }
+            }
+            state.flush(&self.shared, now_ms);
+            let (buffers, bytes) =
+                (std::mem::take(&mut state.buffers_out), std::mem::take(&mut state.bytes_out));
+            let counts = &self.shared.counts;
+            let frames = self.frames_in.take();
+            counts.frames_in.fetch_add(frames, Ordering::Relaxed);
+            counts.buffers_out.fetch_add(buffers, Ordering::Relaxed);
+            counts.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+            counts
+                .waiting_bytes
+                .fetch_add(waiting_bytes.wrapping_sub(state.waiting_bytes), Ordering::Relaxed);
+            state.waiting_bytes = waiting_bytes;
+            let meters = &state.meters;
+            meters.frames_in.increment(frames);
+            meters.buffers_out.increment(buffers);
+            meters.bytes_out.increment(bytes);
+            meters.connections.set(state.connections.len() as f64);
+            meters.memberships.set(state.audience.members() as f64);
+            meters.channels.set(state.audience.channels() as f64);
+            meters.waiting_bytes.set(waiting_bytes as f64);
+        }
+        for slot in gone {
+            self.remove_slot(slot);
+        }
+    }
+
+    // ---- connections
+
+    /// Gives a connection its place; the caller then asks its owner and starts its task.
+    ///
+    /// # Errors
+    /// `GOING_AWAY`, `OVERLOADED`.
+    pub fn insert(&self, make: impl FnOnce(Handle) -> Connection) -> Result<(Key, Option<Up>), Code> {
+        let mut state = self.state.borrow_mut();
+        if state.closing_by_ms.is_some() {
+            return Err(Code::GOING_AWAY);
+        }
+        if state.connections.len() >= SLOTS_MAX {
+            return Err(Code::OVERLOADED);
+        }
+        let generation = state.next_generation;
+        state.next_generation = generation.wrapping_add(1).max(1);
+        let entry = state.connections.vacant_entry();
+        let key = Key { slot: entry.key() as u32, generation };
+        let connection = entry.insert(make(Handle::new(self.number, key.slot, generation)));
+        Ok((key, connection.open_request()))
+    }
+
+    /// Does something with a connection that is still there, and writes what came of it.
+    pub fn with<R>(&self, key: Key, work: impl FnOnce(&mut Connection, &Shared, u64) -> R) -> Option<R> {
+        let now_ms = self.shared.clock.now_ms();
+        // Borrowed already only where a panic unwinds through the lane's own work, which has its own guard.
+        let mut state = self.state.try_borrow_mut().ok()?;
+        let connection = state.get(key)?;
+        let done = work(connection, &self.shared, now_ms);
+        connection.flush(&self.shared, now_ms);
+        Some(done)
+    }
+
+    /// Takes a connection away; its socket closes.
+    pub fn remove(&self, key: Key) {
+        drop(self.take(key));
+    }
+
+    /// Takes a connection away.
+    pub fn take(&self, key: Key) -> Option<Connection> {
+        self.state.borrow_mut().get(key)?;
+        self.remove_slot(key.slot)
+    }
+
+    fn remove_slot(&self, slot: u32) -> Option<Connection> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let mut connection = state.connections.try_remove(slot as usize)?;
+        connection.end(&self.shared);
+        connection.wake();
+        if state.audience.ended(connection.memberships) {
+            let connections = &state.connections;
+            state.audience.compact(|member| {
+                let connection = connections.get(member.slot() as usize);
+                connection
+                    .is_some_and(|connection| connection.origin.handle.generation() == member.generation)
+            });
+        }
+        if state.connections.capacity() > 1024 && state.connections.len() * 4 < state.connections.capacity() {
+            state.connections.shrink_to_fit();
+        }
+        Some(connection)
+    }
+
+    /// One turn of a WebSocket connection's task: writes what waits, reads once. A panic in it ends that connection alone.
+    pub fn step(&self, key: Key, cx: &mut Context<'_>, ups: &mut Vec<Up>) -> Poll<Step> {
+        let turn = catch_unwind(AssertUnwindSafe(|| self.turn(key, cx, ups)));
+        turn.unwrap_or_else(|_| {
+            ups.clear();
+            self.panicked(key);
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+
+    /// A handler panicked over what one connection sent: that connection is closed.
+    pub fn panicked(&self, key: Key) {
+        metrics::counter!("fanfare_gateway_panics_total").increment(1);
+        tracing::error!(lane = self.number, slot = key.slot, "a handler panicked; its connection is closed");
+        self.with(key, |connection, shared, now_ms| connection.close(shared, now_ms, Code::INTERNAL));
+    }
+
+    fn turn(&self, key: Key, cx: &mut Context<'_>, ups: &mut Vec<Up>) -> Poll<Step> {
+        let shared = &*self.shared;
+        let now_ms = shared.clock.now_ms();
+        let gone = 'gone: {
+            let mut state = self.state.borrow_mut();
+            let Some(connection) = state.get(key) else { return Poll::Ready(Step::Gone) };
+            connection.set_waker(cx.waker());
+            if let Some(early) =
+                (matches!(connection.stage, Stage::Open(_))).then(|| connection.early.take()).flatten()
+            {
+                let mut early = *early;
+                connection.message(shared, now_ms, early.frames, ups);
+                connection.bytes(shared, now_ms, &mut early.raw, ups);
+            }
+            loop {
+                connection.flush(shared, now_ms);
+                if connection.broken {
+                    break 'gone true;
+                }
+                if !ups.is_empty() {
+                    return Poll::Ready(Step::Forward);
+                }
+                let is_flushed = connection.is_flushed();
+                let Link::Ws { wire, .. } = &mut connection.link else { break 'gone true };
+                let closing = match connection.stage {
+                    Stage::Opening(_) => return Poll::Pending,
+                    Stage::Open(_) => false,
+                    Stage::Closing { .. } if !is_flushed => return Poll::Pending,
+                    Stage::Closing { .. } => true,
+                };
+                // Our direction ends first; the peer's is read out, or closing would reset the connection and the last
+                // frames could be lost.
+                if closing && Pin::new(&mut *wire).poll_shutdown(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                let mut scratch = self.scratch.borrow_mut();
+                let mut buffer = ReadBuf::new(&mut scratch);
+                match Pin::new(wire).poll_read(cx, &mut buffer) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(_)) => break 'gone true,
+                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => break 'gone true,
+                    Poll::Ready(Ok(())) if closing => {}
+                    Poll::Ready(Ok(())) => connection.bytes(shared, now_ms, buffer.filled_mut(), ups),
+                }
+            }
+        };
+        if gone {
+            self.remove(key);
+        }
+        Poll::Ready(Step::Gone)
+    }
+
+    /// Hands frames up, in order. Waits where an owner has no room; writing goes on meanwhile, reading does not.
+    pub async fn forward(&self, key: Key, ups: &mut Vec<Up>) {
+        self.frames_in.set(self.frames_in.get() + ups.len() as u64);
+        let mut rest = std::mem::take(ups).into_iter();
+        while let Some(up) = rest.next() {
+            if let Err(up) = self.shared.uplink.try_send(up) {
+                let rest: Vec<Up> = std::iter::once(*up).chain(rest).collect();
+                // Boxed, because a connection's task is as big as its biggest state.
+                Box::pin(self.forward_slowly(key, rest)).await;
+                return;
+            }
+        }
+    }
+
+    async fn forward_slowly(&self, key: Key, ups: Vec<Up>) {
+        for up in ups {
+            let Up::Frame { frame, .. } = &up else { continue };
+            let frame = frame.clone();
+            let mut sending = self.shared.uplink.send(up);
+            let sent = std::future::poll_fn(|cx| {
+                self.with(key, |connection, _, _| connection.set_waker(cx.waker()));
+                sending.as_mut().poll(cx)
+            });
+            if sent.await.is_err() {
+                self.with(key, |connection, _, now_ms| connection.unsent(&frame, now_ms));
+            }
+        }
+    }
+}
+
+fn mark(dirty: &mut Vec<u32>, slot: u32, connection: &mut Connection) {
+    if !std::mem::replace(&mut connection.dirty, true) {
+        dirty.push(slot);
+    }
+}
+
+impl State {
+    fn get(&mut self, key: Key) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(key.slot as usize)?;
+        (connection.origin.handle.generation() == key.generation).then_some(connection)
+    }
+
+    fn count_credit(&mut self, owner: u16, bytes: u32) {
+        match self.handed_on.iter_mut().find(|(known, _)| *known == owner) {
+            Some((_, counted)) => *counted += bytes,
+            None => self.handed_on.push((owner, bytes)),
+        }
+    }
+
+    /// One message of an owner. `Some`: to be sent up.
+    fn down(&mut self, shared: &Shared, down: Down, now_ms: u64) -> Option<Up> {
+        match down {
+            Down::Fanout { channel, tiers, frames, .. } => {
+                let mut ready = smallvec::SmallVec::<[Gathered; 2]>::new();
+                self.gathers.add(channel, tiers, &frames, |gathered| ready.push(gathered));
+                for gathered in ready {
+                    self.assign(shared, gathered, now_ms);
+                }
+            }
+            Down::Reply { handle, frames } => {
+                self.settle(shared, &frames, now_ms);
+                self.each(handle.into(), |connection| connection.reply(shared, frames, now_ms));
+            }
+            Down::Audience { channel, changes } => {
+                if let Some(gathered) = self.gathers.take(channel) {
+                    self.assign(shared, gathered, now_ms);
+                }
+                for change in changes {
+                    self.change(channel, change);
+                }
+            }
+            Down::Opened { handle, outcome } => {
+                return self.each(handle.into(), |connection| {
+                    let again = connection.opened(shared, now_ms, outcome);
+                    connection.wake();
+                    again
+                })?;
+            }
+            Down::Kick { handle, code } => {
+                self.each(handle.into(), |connection| connection.close(shared, now_ms, code));
+            }
+            Down::Confirmed { handle, number } => {
+                if let Some(Stage::Open(session)) =
+                    self.get(handle.into()).map(|connection| &mut connection.stage)
+                {
+                    session.confirmed(number);
+                }
+            }
+        }
+        None
+    }
+
+    /// Does something with a connection that is still there, which is then written in this pass.
+    fn each<R>(&mut self, key: Key, work: impl FnOnce(&mut Connection) -> R) -> Option<R> {
+        let connection = self.connections.get_mut(key.slot as usize)?;
+        if connection.origin.handle.generation() != key.generation {
+            return None;
+        }
+        let done = work(connection);
+        mark(&mut self.dirty, key.slot, connection);
+        Some(done)
+    }
+
+    /// What a reply must not overtake goes to its readers first: gathered frames of the channels whose entries, heads or
+    /// state the reply tells, and of all channels where it tells of all. Answers to requests have no order with entries.
+    fn settle(&mut self, shared: &Shared, frames: &[u8], now_ms: u64) {
+        let mut at = 0;
+        while !self.gathers.is_empty()
+            && let Ok(Some(header)) = Header::parse(frames.get(at..).unwrap_or_default())
+        {
+            use FrameType::{Channel, Deliver, Gap, Notify, Synced};
+            at += header.frame_bytes();
+            match (header.short().frame_type, header.routed()) {
+                (Synced, _) => {
+                    for gathered in self.gathers.drain() {
+                        self.assign(shared, gathered, now_ms);
+                    }
+                }
+                (Deliver | Notify | Gap | Channel, Some(routed)) => {
+                    if let Some(gathered) = self.gathers.take(routed.channel) {
+                        self.assign(shared, gathered, now_ms);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn change(&mut self, channel: ChannelId, change: AudienceChange) {
+        match change {
+            AudienceChange::Add(handle, tier) => {
+                let Some(connection) = self.connections.get_mut(handle.slot() as usize) else { return };
+                if connection.origin.handle == handle && self.audience.add(channel, handle, tier) {
+                    connection.memberships += 1;
+                }
+            }
+            AudienceChange::Remove(handle) => {
+                if self.audience.remove(channel, handle)
+                    && let Some(connection) = self.get(handle.into())
+                {
+                    connection.memberships = connection.memberships.saturating_sub(1);
+                }
+            }
+        }
+    }
+
+    /// Gives a gathered buffer to its readers: one reference each.
+    fn assign(&mut self, shared: &Shared, gathered: Gathered, now_ms: u64) {
+        let Self { connections, audience, dirty, .. } = self;
+        let Gathered { chunk, tiers } = gathered;
+        let mut taken = 0;
+        audience.each(chunk.channel, tiers, |member| {
+            let Some(connection) = connections.get_mut(member.slot() as usize) else { return false };
+            if connection.origin.handle.generation() != member.generation {
+                return false;
+            }
+            if connection.gathered(shared, &chunk, now_ms) {
+                taken += 1;
+            }
+            mark(dirty, member.slot(), connection);
+            true
+        });
+        self.buffers_out += taken;
+        self.bytes_out += taken * chunk.bytes.len() as u64;
+    }
+
+    /// Writes every connection that has something new, once.
+    fn flush(&mut self, shared: &Shared, now_ms: u64) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
+            if let Some(connection) = self.connections.get_mut(slot as usize) {
+                connection.dirty = false;
+                connection.flush(shared, now_ms);
+            }
+        }
+        self.dirty = dirty;
+    }
+}
+
+/// Held by a connection's task: where the task ends by a panic, the connection ends with it.
+pub(crate) struct Custody {
+    pub lane: Rc<Lane>,
+    pub key: Key,
+}
+
+impl Drop for Custody {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody writes for it any more: what the socket takes now is what it gets, and the sweep takes it away.
+            self.lane.panicked(self.key);
+        }
+    }
+}
+
+/// The task of a WebSocket connection: waits for readiness, holds nothing.
+pub(crate) async fn drive(lane: Rc<Lane>, key: Key) {
+    let custody = Custody { lane, key };
+    let lane = &custody.lane;
+    let mut ups = Vec::new();
+    let mut turns = 0u8;
+    loop {
+        match std::future::poll_fn(|cx| lane.step(key, cx, &mut ups)).await {
+            Step::Gone => return,
+            Step::Forward => lane.forward(key, &mut ups).await,
+        }
+        turns = turns.wrapping_add(1);
+        if turns.is_multiple_of(TURNS_MAX) {
+            // A client that never stops sending shares the lane with the others.
+            tokio::task::yield_now().await;
+        }
+    }
+}

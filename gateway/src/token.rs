@@ -1,0 +1,124 @@
+//! Tokens: JWTs signed by EdDSA under keys that are known beforehand, and nothing else.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use fanfare_proto::{error::Code, ids::UserId, limits};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+
+/// How far clocks may differ, in seconds.
+pub const LEEWAY_S: u64 = 30;
+/// The `typ` of the header.
+pub const TYPE: &str = "fanfare+jwt";
+
+/// What a good token says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// Whose it is.
+    pub user: UserId,
+    /// When it ends, in Unix milliseconds.
+    pub until_ms: u64,
+}
+
+/// Checks tokens. Cloning shares the keys.
+#[derive(Clone)]
+pub struct Verifier {
+    issuer: Arc<str>,
+    audience: Arc<str>,
+    keys: Arc<ArcSwap<HashMap<String, DecodingKey>>>,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verifier").field("issuer", &self.issuer).field("audience", &self.audience).finish()
+    }
+}
+
+/// Nothing in a header but what is expected: no `jku`, no `x5u`, no `crit`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header<'a> {
+    alg: &'a str,
+    typ: &'a str,
+    kid: &'a str,
+}
+
+/// The claims, each of exactly this type. Others are not looked at.
+#[derive(Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    exp: u64,
+    iat: u64,
+    nbf: Option<u64>,
+}
+
+impl Verifier {
+    /// Trusts these Ed25519 public keys (32 bytes, by their `kid`) for tokens of that `iss` and `aud`.
+    pub fn new(issuer: &str, audience: &str, keys: &[(String, [u8; 32])]) -> Self {
+        let keys = ArcSwap::from_pointee(Self::prepare(keys));
+        Self { issuer: issuer.into(), audience: audience.into(), keys: Arc::new(keys) }
+    }
+
+    /// Takes other keys, at once and for all clones.
+    pub fn rotate(&self, keys: &[(String, [u8; 32])]) {
+        self.keys.store(Arc::new(Self::prepare(keys)));
+    }
+
+    fn prepare(keys: &[(String, [u8; 32])]) -> HashMap<String, DecodingKey> {
+        keys.iter().map(|(kid, key)| (kid.clone(), DecodingKey::from_ed_der(key))).collect()
+    }
+
+    /// Checks a token's form, signature and claims, in this order.
+    ///
+    /// # Errors
+    /// `TOKEN_MALFORMED`, `TOKEN_SIGNATURE` (the key is not known, or did not sign it), `TOKEN_CLAIMS`, `TOKEN_EXPIRED`.
+    pub fn verify(&self, token: &str, unix_ms: u64) -> Result<Verified, Code> {
+        if token.len() > limits::TOKEN_BYTES_MAX {
+            return Err(Code::TOKEN_MALFORMED);
+        }
+        let (message, signature) = token.rsplit_once('.').ok_or(Code::TOKEN_MALFORMED)?;
+        let (header, claims) = message.split_once('.').ok_or(Code::TOKEN_MALFORMED)?;
+        let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| Code::TOKEN_MALFORMED)?;
+        let header: Header<'_> = serde_json::from_slice(&header).map_err(|_| Code::TOKEN_MALFORMED)?;
+        if header.alg != "EdDSA" || header.typ != TYPE {
+            return Err(Code::TOKEN_MALFORMED);
+        }
+        let keys = self.keys.load();
+        let key = keys.get(header.kid).ok_or(Code::TOKEN_SIGNATURE)?;
+        let signed = jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, Algorithm::EdDSA);
+        match signed {
+            Ok(true) => {}
+            Ok(false) => return Err(Code::TOKEN_SIGNATURE),
+            Err(_) => return Err(Code::TOKEN_MALFORMED),
+        }
+        let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| Code::TOKEN_MALFORMED)?;
+        let claims: Claims = serde_json::from_slice(&claims).map_err(|_| Code::TOKEN_CLAIMS)?;
+        self.check(&claims, unix_ms / 1000)
+    }
+
+    fn check(&self, claims: &Claims, now_s: u64) -> Result<Verified, Code> {
+        if *claims.iss != *self.issuer || *claims.aud != *self.audience {
+            return Err(Code::TOKEN_CLAIMS);
+        }
+        // Digits alone: `parse` would take a sign.
+        let digits = claims.sub.bytes().all(|byte| byte.is_ascii_digit()) && !claims.sub.starts_with('0');
+        let user = claims.sub.parse::<u64>().ok().filter(|user| digits && user >> 63 == 0);
+        let user = UserId(user.ok_or(Code::TOKEN_CLAIMS)?);
+        let begins = claims.iat.max(claims.nbf.unwrap_or(0));
+        if begins > now_s + LEEWAY_S || claims.iat > claims.exp || claims.exp > u64::from(u32::MAX) * 8 {
+            return Err(Code::TOKEN_CLAIMS);
+        }
+        if claims.exp + LEEWAY_S <= now_s {
+            return Err(Code::TOKEN_EXPIRED);
+        }
+        Ok(Verified { user, until_ms: claims.exp * 1000 })
+    }
+}
+
+#[cfg(test)]
+#[path = "token_tests.rs"]
+mod tests;
