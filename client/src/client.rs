@@ -1,0 +1,475 @@
+//! The client as an application sees it.
+
+use std::{collections::HashMap, future::Future, net::IpAddr, sync::Arc, time::Duration};
+
+use fanfare_proto::{
+    ChannelId, Code, DeviceId, Seq, UserId, limits,
+    session::client::DeviceState,
+    wire::{self, MembershipChange, Role, open, send::Content},
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, broadcast, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    actor::{Actor, Command, Settings, Shared},
+    asking::{Answer, QUESTIONS_MAX, Question, RequestError},
+    event::{Event, History, State},
+    gaps::Gaps,
+    random,
+    sending::{Outgoing, Permits, QUEUE_MAX, SendError, SendHandle},
+    tls::Trust,
+    token::{TokenError, TokenSource},
+    watch::Channel,
+};
+
+/// Events that one subscriber may be behind before it loses some.
+pub const EVENTS_MAX: usize = 4_096;
+/// Commands that may wait besides sends.
+const COMMANDS_MAX: usize = 1_024;
+/// Time that [`Client::close`] gives to sends on their way, by default none.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Why a client could not connect.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("could not connect: {reason}")]
+pub struct ConnectError {
+    /// The error number, where one was said.
+    pub code: Option<Code>,
+    /// For people.
+    pub reason: String,
+}
+
+/// How to connect; see [`Client::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder {
+    settings: Settings,
+    device: DeviceState,
+}
+
+impl Builder {
+    /// A token as issued.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.settings.token = TokenSource::Fixed(token.into());
+        self
+    }
+
+    /// Who makes tokens, asked whenever a fresh one is needed.
+    pub fn token_from<F, T>(mut self, ask: F) -> Self
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Future<Output = Result<String, TokenError>> + Send + 'static,
+    {
+        self.settings.token = TokenSource::Ask(Arc::new(move || Box::pin(ask())));
+        self
+    }
+
+    /// The installation: a number picked at random once and kept (1 to 2^63 - 1), and a name for the user's list of devices.
+    pub fn device(mut self, device: DeviceId, name: impl Into<String>) -> Self {
+        self.device.device = device;
+        self.settings.device_name = name.into();
+        self
+    }
+
+    /// What an earlier client of this installation left ([`Client::close`]): positions and the resume secret.
+    pub fn restore(mut self, device: DeviceState) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Tiered, or full with the user's permission (bots, bridges).
+    pub fn delivery(mut self, delivery: wire::Delivery) -> Self {
+        self.settings.delivery = delivery;
+        self
+    }
+
+    /// Whom to trust over TLS and QUIC. A server found over `http://` may name its certificates itself.
+    pub fn tls(mut self, trust: Trust) -> Self {
+        self.settings.trust = trust;
+        self
+    }
+
+    /// Name that the server's certificate must have, if it is not the URL's host.
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.settings.server_name = Some(name.into());
+        self
+    }
+
+    /// Name and version of the program.
+    pub fn agent(mut self, agent: impl Into<String>) -> Self {
+        self.settings.agent = agent.into();
+        self
+    }
+
+    /// Channels whose missed entries the server sends by itself at connecting, newest activity first (0: 50; at most 200).
+    pub fn window(mut self, channels: u32) -> Self {
+        self.settings.window = channels.min(limits::SYNC_WINDOW_MAX);
+        self
+    }
+
+    /// Source address.
+    pub fn local(mut self, address: IpAddr) -> Self {
+        self.settings.local = Some(address);
+        self
+    }
+
+    /// Starts the client without waiting for the server; it tries until it succeeds or must not try again.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(mut self) -> Client {
+        if self.device.device == DeviceId(0) {
+            self.device.device = DeviceId((random() >> 1).max(1));
+        }
+        let (commands, commands_in) = mpsc::channel(QUEUE_MAX + COMMANDS_MAX);
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let (state, state_out) = watch::channel(State::Connecting);
+        let shared = Arc::new(Shared::default());
+        let actor = Actor {
+            settings: Arc::new(self.settings),
+            commands: commands_in,
+            events: events.clone(),
+            state,
+            shared: shared.clone(),
+            device: self.device,
+            sends: Default::default(),
+            questions: Default::default(),
+            gaps: Gaps::default(),
+            reads: HashMap::new(),
+            fresh_token: false,
+            moved_to: None,
+        };
+        let task = tokio::spawn(actor.run());
+        let inner = Inner {
+            commands,
+            events: events.downgrade(),
+            state: state_out,
+            shared,
+            permits: Arc::new(Semaphore::new(QUEUE_MAX)),
+            task: Mutex::new(Some(task)),
+        };
+        // The task alone holds the sender, so that subscribers see the end.
+        drop(events);
+        Client { inner: Arc::new(inner) }
+    }
+
+    /// Starts the client and waits for the first session.
+    ///
+    /// # Errors
+    /// The first attempt failed; the client is given up.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn connect(self) -> Result<Client, ConnectError> {
+        let client = self.start();
+        let mut state = client.inner.state.clone();
+        let first =
+            state.wait_for(|state| !matches!(state, State::Connecting)).await.map(|state| state.clone());
+        match first {
+            Ok(State::Disconnected { code, reason, .. } | State::Closed { code, reason }) => {
+                client.close().await;
+                Err(ConnectError { code, reason })
+            }
+            _ => Ok(client),
+        }
+    }
+}
+
+/// A connected user on one device: reconnects by itself, repeats sends until their outcome is known, fills gaps. Clones are handles
+/// of the same client, which ends with the last of them.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use fanfare_client::{Client, Event};
+///
+/// let client = Client::builder("http://127.0.0.1:7080").token("...").connect().await?;
+/// let mut events = client.events();
+/// while let Some(event) = events.next().await {
+///     if let Event::Entry(entry) = event {
+///         println!("{}: {:?}", entry.sender, entry.text());
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    commands: mpsc::Sender<Command>,
+    events: broadcast::WeakSender<Event>,
+    state: watch::Receiver<State>,
+    shared: Arc<Shared>,
+    permits: Permits,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Client {
+    /// A client of the server at `url`: `quic://`, `ws://` or `wss://host:port`, or `http://host:port` of a server that says the
+    /// rest itself.
+    pub fn builder(url: impl Into<String>) -> Builder {
+        let settings = Settings {
+            url: url.into(),
+            trust: Trust::Nobody,
+            token: TokenSource::Fixed(String::new()),
+            delivery: wire::Delivery::Tiered,
+            device_name: String::new(),
+            agent: concat!("fanfare-client/", env!("CARGO_PKG_VERSION")).into(),
+            window: 0,
+            local: None,
+            server_name: None,
+        };
+        Builder { settings, device: DeviceState::default() }
+    }
+
+    /// Everything that happens from now on.
+    pub fn events(&self) -> Events {
+        Events { receiver: self.inner.events.upgrade().map(|events| events.subscribe()) }
+    }
+
+    /// How the client stands with its server.
+    pub fn state(&self) -> State {
+        self.inner.state.borrow().clone()
+    }
+
+    /// The user, once connected.
+    pub fn user(&self) -> Option<UserId> {
+        match *self.inner.state.borrow() {
+            State::Connected { user, .. } => Some(user),
+            _ => None,
+        }
+    }
+
+    /// All channels known so far, newest activity first.
+    pub fn channels(&self) -> Vec<Arc<wire::ChannelState>> {
+        let mut channels: Vec<_> = self.inner.shared.channels.lock().values().cloned().collect();
+        channels.sort_unstable_by_key(|state| std::cmp::Reverse((state.active_ms, state.channel)));
+        channels
+    }
+
+    /// One channel as it stands, where it is known.
+    pub fn channel_state(&self, channel: ChannelId) -> Option<Arc<wire::ChannelState>> {
+        self.inner.shared.channels.lock().get(&channel).cloned()
+    }
+
+    /// A handle of one channel.
+    pub fn channel(&self, channel: ChannelId) -> Channel {
+        Channel::new(self.clone(), channel)
+    }
+
+    /// Sends one entry: queued at once, repeated until its outcome is known.
+    pub fn send(&self, channel: ChannelId, content: Content) -> SendHandle {
+        let Ok(permit) = self.inner.permits.clone().try_acquire_owned() else {
+            return Outgoing::failed(SendError::QueueFull);
+        };
+        let (outgoing, handle) = Outgoing::new(channel, content, permit);
+        match self.inner.commands.try_send(Command::Send(Box::new(outgoing))) {
+            Ok(()) => handle,
+            Err(mpsc::error::TrySendError::Full(_)) => Outgoing::failed(SendError::QueueFull),
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                Outgoing::failed(SendError::Closed { attempted: false })
+            }
+        }
+    }
+
+    /// Sends a text.
+    pub fn send_text(&self, channel: ChannelId, text: impl Into<String>) -> SendHandle {
+        self.send(channel, Content::Message(wire::Message { text: text.into(), ..Default::default() }))
+    }
+
+    /// Replaces a message of one's own.
+    pub fn edit(&self, channel: ChannelId, target: Seq, message: wire::Message) -> SendHandle {
+        self.send(channel, Content::Edit(wire::Edit { target, message: Some(message) }))
+    }
+
+    /// Takes a message back, for everybody.
+    pub fn recall(&self, channel: ChannelId, target: Seq) -> SendHandle {
+        self.send(channel, Content::Recall(wire::Recall { target }))
+    }
+
+    /// Reacts to a message with an emoji, or takes that back.
+    pub fn react(
+        &self,
+        channel: ChannelId,
+        target: Seq,
+        emoji: impl Into<String>,
+        remove: bool,
+    ) -> SendHandle {
+        self.send(channel, Content::Reaction(wire::Reaction { target, emoji: emoji.into(), remove }))
+    }
+
+    /// Joins an open group.
+    ///
+    /// Fails with NOT_A_MEMBER where it is not open, or before the client is connected, as the user is not known yet.
+    pub fn join(&self, channel: ChannelId) -> SendHandle {
+        let users = self.user().into_iter().collect();
+        self.membership(channel, MembershipChange::Joined, users, Role::None)
+    }
+
+    /// Leaves a group.
+    pub fn leave(&self, channel: ChannelId) -> SendHandle {
+        self.membership(channel, MembershipChange::Left, Vec::new(), Role::None)
+    }
+
+    /// Adds users to a group; at most 1,000 at once.
+    pub fn add(&self, channel: ChannelId, users: Vec<UserId>) -> SendHandle {
+        self.membership(channel, MembershipChange::Joined, users, Role::None)
+    }
+
+    /// Removes users from a group; at most 1,000 at once.
+    pub fn remove(&self, channel: ChannelId, users: Vec<UserId>) -> SendHandle {
+        self.membership(channel, MembershipChange::Removed, users, Role::None)
+    }
+
+    /// Gives members of a group another role.
+    pub fn role(&self, channel: ChannelId, users: Vec<UserId>, role: Role) -> SendHandle {
+        self.membership(channel, MembershipChange::RoleChanged, users, role)
+    }
+
+    fn membership(
+        &self,
+        channel: ChannelId,
+        change: MembershipChange,
+        users: Vec<UserId>,
+        role: Role,
+    ) -> SendHandle {
+        let users = users.into_iter().map(|user| user.0).collect();
+        self.send(
+            channel,
+            Content::Membership(wire::Membership { change: change.into(), users, role: role.into() }),
+        )
+    }
+
+    /// Says that the user has read up to the entry `seq`, whose ordinal is `ordinal`. Kept until the server has it.
+    pub fn mark_read(&self, channel: ChannelId, seq: Seq, ordinal: u64) {
+        self.hint(Command::Read(channel, seq, ordinal));
+    }
+
+    /// Says that the user types; worth a call with every key, as the server passes on one in 3 s.
+    pub fn typing(&self, channel: ChannelId, stopped: bool) {
+        self.hint(Command::Typing(channel, stopped));
+    }
+
+    /// Says what the screen shows.
+    pub fn screen(&self, attention: wire::Attention, visible: &[ChannelId]) {
+        let visible = visible.iter().map(|channel| channel.0).collect();
+        self.hint(Command::Screen(wire::State { attention: attention.into(), visible }));
+    }
+
+    fn hint(&self, command: Command) {
+        if self.inner.commands.try_send(command).is_err() {
+            tracing::debug!("a hint found no room and was dropped");
+        }
+    }
+
+    /// How many members have an entry, and have read it.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn counts(&self, channel: ChannelId, of: Seq) -> Result<wire::Counts, RequestError> {
+        match self.ask(Question::Counts(channel, of)).await? {
+            Answer::Counts(counts) => Ok(counts),
+            _ => Err(RequestError::Answer(Code::UNKNOWN_TYPE)),
+        }
+    }
+
+    /// The channel with another user, made where there is none.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn open_direct(&self, user: UserId) -> Result<Channel, RequestError> {
+        self.open(open::Target::Direct(user.0)).await
+    }
+
+    /// Makes a group with up to 1,000 first members.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn open_group(&self, group: wire::Group) -> Result<Channel, RequestError> {
+        self.open(open::Target::Group(group)).await
+    }
+
+    async fn open(&self, target: open::Target) -> Result<Channel, RequestError> {
+        let open = wire::Open { client_message_id: Default::default(), target: Some(target) };
+        match self.ask(Question::Open(open)).await? {
+            Answer::Channel(state) => Ok(self.channel(ChannelId(state.channel))),
+            _ => Err(RequestError::Answer(Code::UNKNOWN_TYPE)),
+        }
+    }
+
+    /// Messages below `before` (0: from the newest), newest first, at most `limit` (1 to 100), with the entries between them.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn history(
+        &self,
+        channel: ChannelId,
+        before: Seq,
+        limit: u32,
+    ) -> Result<History, RequestError> {
+        let messages_max = limit.clamp(1, limits::FETCH_MESSAGES_MAX);
+        self.fetch(channel, wire::Fetch { before, after: 0, messages_max, before_ms: 0 }).await
+    }
+
+    /// As [`Self::history`], with every bound in hand.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn fetch(&self, channel: ChannelId, fetch: wire::Fetch) -> Result<History, RequestError> {
+        match self.ask(Question::Fetch(channel, fetch)).await? {
+            Answer::Pages(pages) => History::of_pages(pages).map_err(RequestError::Answer),
+            _ => Err(RequestError::Answer(Code::UNKNOWN_TYPE)),
+        }
+    }
+
+    async fn ask(&self, question: Question) -> Result<Answer, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.commands.send(Command::Ask(question, reply)).await.map_err(|_| RequestError::Closed)?;
+        answer.await.map_err(|_| RequestError::Closed)?
+    }
+
+    /// Waits until every send made before has been settled, or the time is over; whether they all are.
+    pub async fn flush(&self, time_max: Duration) -> bool {
+        let all = self.inner.permits.acquire_many(QUEUE_MAX as u32);
+        matches!(tokio::time::timeout(time_max, all).await, Ok(Ok(_)))
+    }
+
+    /// Ends the session in order, with a last acknowledgement. Sends without an outcome fail with [`SendError::Closed`]. What it gives back
+    /// lets the next client of this installation go on where this one stood; `None` where the client had ended before.
+    pub async fn close(&self) -> Option<DeviceState> {
+        let (reply, device) = oneshot::channel();
+        let told = self.inner.commands.send(Command::Close(reply)).await.is_ok();
+        let device = if told { tokio::time::timeout(CLOSE_TIME_MAX, device).await.ok()?.ok() } else { None };
+        let task = self.inner.task.lock().take();
+        if let Some(task) = task {
+            // A panic in the task has been reported by the runtime.
+            let _ = task.await;
+        }
+        device
+    }
+}
+
+/// The events of a client, from when this was made.
+#[derive(Debug)]
+pub struct Events {
+    receiver: Option<broadcast::Receiver<Event>>,
+}
+
+impl Events {
+    /// The next event; `None` when the client has ended. A reader that is more than [`EVENTS_MAX`] behind loses the oldest and is told so.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.receiver.as_mut()?.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(lost)) => Some(Event::Lagged(lost)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+const _: () = assert!(COMMANDS_MAX > QUESTIONS_MAX);

@@ -1,0 +1,93 @@
+//! `fanfare channel`.
+
+use serde_json::{Value, json};
+
+use super::{Asker, user::text, with_lists};
+use crate::{
+    admin_client::segment,
+    cli::{Actor, Channel},
+    clock,
+    failure::{Outcome, exit},
+    output::{table, tame},
+};
+
+/// Creates, lists, shows members or history.
+pub async fn run(asker: Asker, command: Channel) -> Outcome<u8> {
+    match command {
+        Channel::Create { name, members, actor } => {
+            let body = json!({ "name": name, "as": asker.actor(&actor)?, "members": members });
+            let made = asker.admin.post("/channels", &body).await.map_err(with_lists)?;
+            let (name, id) = (tame(&text(&made["name"])), text(&made["channel"]));
+            asker.output.object("channel", made, || {
+                format!("made {name} ({id}). Next: fanfare send {name} \"hello\"")
+            });
+        }
+        Channel::Ls { actor } => list(&asker, &actor).await?,
+        Channel::Members { channel, actor } => {
+            let found = of_channel(&asker, "members", &channel, &actor, "").await?;
+            let members = found["members"].as_array().cloned().unwrap_or_default();
+            let rows: Vec<Vec<String>> = members
+                .iter()
+                .map(|member| {
+                    vec![tame(&text(&member["name"])), text(&member["role"]), text(&member["user"])]
+                })
+                .collect();
+            asker.output.list("members", "member", members, || table(&["name", "role", "id"], &rows));
+        }
+        Channel::History { channel, actor, limit } => {
+            let found = of_channel(&asker, "history", &channel, &actor, &format!("&limit={limit}")).await?;
+            let messages = found["messages"].as_array().cloned().unwrap_or_default();
+            let lines: Vec<String> = messages.iter().map(message_line).collect();
+            asker.output.list("messages", "message", messages, || {
+                if lines.is_empty() { "nothing was said yet".to_owned() } else { lines.join("\n") }
+            });
+        }
+    }
+    Ok(exit::OK)
+}
+
+async fn list(asker: &Asker, actor: &Actor) -> Outcome {
+    let found = asker
+        .admin
+        .get(&format!("/channels?as={}", segment(&asker.actor(actor)?)))
+        .await
+        .map_err(with_lists)?;
+    let channels = found["channels"].as_array().cloned().unwrap_or_default();
+    let rows: Vec<Vec<String>> = channels
+        .iter()
+        .map(|channel| {
+            let direct = channel["kind"].as_str() == Some("direct");
+            let name =
+                if direct { format!("@{}", text(&channel["peer_name"])) } else { text(&channel["name"]) };
+            let number = |name: &str| channel[name].as_u64().unwrap_or(0).to_string();
+            vec![
+                tame(&name),
+                number("members"),
+                number("unread"),
+                text(&channel["role"]),
+                text(&channel["channel"]),
+            ]
+        })
+        .collect();
+    asker
+        .output
+        .list("channels", "channel", channels, || table(&["name", "members", "unread", "role", "id"], &rows));
+    Ok(())
+}
+
+async fn of_channel(asker: &Asker, what: &str, channel: &str, actor: &Actor, more: &str) -> Outcome<Value> {
+    let (channel, actor) = (segment(channel), segment(&asker.actor(actor)?));
+    asker.admin.get(&format!("/{what}?channel={channel}&as={actor}{more}")).await.map_err(with_lists)
+}
+
+/// One message as people read it.
+pub fn message_line(message: &Value) -> String {
+    let time = message["time_ms"].as_u64().map(clock::time_of_day).unwrap_or_default();
+    let body = match (message["recalled"].as_bool(), message["text"].as_str()) {
+        (Some(true), _) => "(recalled)".to_owned(),
+        (_, Some(text)) => tame(text),
+        _ => "(not text)".to_owned(),
+    };
+    let edited = if message["edited"].as_bool() == Some(true) { "  (edited)" } else { "" };
+    format!("{time}  {:8}  {body}{edited}", tame(&text(&message["sender_name"])))
+}

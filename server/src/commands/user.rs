@@ -1,0 +1,94 @@
+//! `fanfare user` and `fanfare session`.
+
+use serde_json::{Value, json};
+
+use super::{Asker, with_lists};
+use crate::{
+    admin_client::segment,
+    cli::{Session, User},
+    clock,
+    failure::{Outcome, exit},
+    output::{table, tame},
+};
+
+/// Users on one page of the admin API.
+const PAGE: usize = 1_000;
+
+/// Adds, lists, or issues a token.
+pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
+    match command {
+        User::Add { name, full_delivery } => {
+            let body = json!({ "name": name, "full_delivery": full_delivery });
+            let user = asker.admin.post("/users", &body).await?;
+            let (name, id) = (text(&user["name"]), text(&user["user"]));
+            asker
+                .output
+                .object("user", user, || format!("made {name} ({id}). Next: fanfare user token {name}"));
+        }
+        User::Ls => {
+            let mut users: Vec<Value> = Vec::new();
+            loop {
+                let after = users.last().map_or_else(|| "0".to_owned(), |user| text(&user["user"]));
+                let page = asker.admin.get(&format!("/users?after={after}&limit={PAGE}")).await?;
+                let page = page["users"].as_array().cloned().unwrap_or_default();
+                let last = page.len() < PAGE;
+                users.extend(page);
+                if last {
+                    break;
+                }
+            }
+            let rows: Vec<Vec<String>> = users
+                .iter()
+                .map(|user| {
+                    let flag = |name: &str| user[name].as_bool() == Some(true);
+                    let marks = [("bot", flag("bot")), ("full delivery", flag("full_delivery"))];
+                    let marks: Vec<&str> =
+                        marks.iter().filter(|(_, on)| *on).map(|(mark, _)| *mark).collect();
+                    vec![text(&user["name"]), text(&user["user"]), marks.join(", ")]
+                })
+                .collect();
+            asker.output.list("users", "user", users, || table(&["name", "id", ""], &rows));
+        }
+        User::Token { name, ttl } => {
+            let body = json!({ "ttl_s": ttl.as_secs().max(1) });
+            let path = format!("/users/{}/token", segment(&name));
+            let issued = asker.admin.post(&path, &body).await.map_err(with_lists)?;
+            let (token, ends) = (text(&issued["token"]), text(&issued["expires_at"]));
+            asker.output.remark(&format!("a token for {name}, until {ends}"));
+            asker.output.object("token", issued, || token);
+        }
+    }
+    Ok(exit::OK)
+}
+
+/// Lists a user's live sessions.
+pub async fn sessions(asker: Asker, command: Session) -> Outcome<u8> {
+    let Session::Ls { user } = command;
+    let found = asker.admin.get(&format!("/sessions?user={}", segment(&user))).await.map_err(with_lists)?;
+    let sessions = found["sessions"].as_array().cloned().unwrap_or_default();
+    let rows: Vec<Vec<String>> = sessions
+        .iter()
+        .map(|session| {
+            let since = session["since_ms"].as_u64().map(clock::minute).unwrap_or_default();
+            vec![
+                text(&session["session"]),
+                text(&session["device"]),
+                tame(&text(&session["device_name"])),
+                since,
+            ]
+        })
+        .collect();
+    asker.output.list("sessions", "session", sessions, || {
+        if rows.is_empty() {
+            format!("{user} has no live session")
+        } else {
+            table(&["session", "device", "name", "since"], &rows)
+        }
+    });
+    Ok(exit::OK)
+}
+
+/// A JSON string's text; empty for anything else.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,159 @@
+//! All keys: name, kind, default, and what they are for.
+
+use std::fmt;
+
+use crate::cli::parse_address;
+
+/// What a key takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Any text that is not empty.
+    Text,
+    /// A path, or nothing.
+    Path,
+    /// An address with its port.
+    Address,
+    /// Texts.
+    List,
+    /// A number between two others, both included.
+    Number(u64, u64),
+    /// A power of two between two others.
+    PowerOfTwo(u64, u64),
+    /// One of these.
+    Choice(&'static [&'static str]),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text => f.write_str("a text"),
+            Self::Path => f.write_str("a path"),
+            Self::Address => f.write_str("an address (127.0.0.1:7443, [::1]:7443, :7443)"),
+            Self::List => f.write_str("a list of texts (in the environment: with commas)"),
+            Self::Number(min, max) => write!(f, "a number from {min} to {max}"),
+            Self::PowerOfTwo(min, max) => write!(f, "a power of two from {min} to {max}"),
+            Self::Choice(choices) => f.write_str(&choices.join(" | ")),
+        }
+    }
+}
+
+/// A key's value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Value {
+    /// Text, path, address, choice.
+    Text(String),
+    /// Number.
+    Number(u64),
+    /// List.
+    List(Vec<String>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Number(number) => number.fmt(f),
+            Self::List(items) => write!(f, "{items:?}"),
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Key {
+    /// `section.key`.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// Its default, as it would stand in the environment.
+    pub default: &'static str,
+    /// Its default in dev mode, where that is another.
+    pub default_dev: Option<&'static str>,
+    /// What it is for.
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Key {
+    Key { name, kind, default, default_dev: None, help }
+}
+
+/// All of them, by name.
+pub const KEYS: &[Key] = &[
+    key("data.folder", Kind::Path, "./fanfare-data", "where everything is kept"),
+    key("gateway.lanes", Kind::Number(0, 64), "0", "threads that hold connections; 0: one per core"),
+    Key {
+        name: "gateway.listen",
+        kind: Kind::Address,
+        default: "0.0.0.0:7443",
+        default_dev: Some("127.0.0.1:7443"),
+        help: "QUIC (UDP) and WebSocket (TCP)",
+    },
+    key("gateway.origins", Kind::List, "", "pages that may connect; those of loopback always may"),
+    key(
+        "gateway.plain",
+        Kind::Choice(&["loopback", "always"]),
+        "loopback",
+        "where WebSocket is served without TLS",
+    ),
+    key("http.listen", Kind::Address, "127.0.0.1:7080", "health, metrics, discovery, and commands' way in"),
+    key(
+        "limits.profile",
+        Kind::Choice(&["default", "load"]),
+        "default",
+        "limits for people, or for load tests",
+    ),
+    key(
+        "log.format",
+        Kind::Choice(&["auto", "pretty", "json"]),
+        "auto",
+        "auto: pretty on a terminal, else json",
+    ),
+    key(
+        "router.shards",
+        Kind::PowerOfTwo(1, 1024),
+        "256",
+        "slices of all channels; fixed with the data folder",
+    ),
+    key("tls.certificate", Kind::Path, "", "PEM chain; without one, a self-signed one serves loopback"),
+    key("tls.key", Kind::Path, "", "PEM key of the certificate"),
+    key("tokens.audience", Kind::Text, "fanfare", "aud of tokens"),
+    key("tokens.issuer", Kind::Text, "fanfare", "iss of tokens"),
+];
+
+/// The key of that name.
+pub fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+impl Key {
+    /// The value of a text, as in the environment or a flag.
+    ///
+    /// # Errors
+    /// Why it is not one.
+    pub fn parse(&self, text: &str) -> Result<Value, String> {
+        match self.kind {
+            Kind::Text if text.trim().is_empty() => Err("it is empty".into()),
+            Kind::Text | Kind::Path => Ok(Value::Text(text.to_owned())),
+            Kind::Address => parse_address(text).map(|address| Value::Text(address.to_string())),
+            Kind::List => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Ok(Value::List(items.map(str::to_owned).collect()))
+            }
+            Kind::Number(min, max) | Kind::PowerOfTwo(min, max) => {
+                let number: u64 = text.trim().parse().map_err(|_| format!("`{text}` is not a number"))?;
+                let odd = matches!(self.kind, Kind::PowerOfTwo(..)) && !number.is_power_of_two();
+                if number < min || number > max || odd {
+                    return Err(format!("{number} is not {}", self.kind));
+                }
+                Ok(Value::Number(number))
+            }
+            Kind::Choice(choices) if choices.contains(&text) => Ok(Value::Text(text.to_owned())),
+            Kind::Choice(_) => Err(format!("`{text}` is not one of {}", self.kind)),
+        }
+    }
+
+    /// The default as it is shown.
+    pub fn shown_default(&self) -> String {
+        if self.default.is_empty() { "none".into() } else { self.default.into() }
+    }
+}

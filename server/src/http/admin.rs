@@ -1,0 +1,275 @@
+//! `/admin/v1`: what commands (and load tests) ask of the running server. `Authorization: Bearer` with the token of
+//! `admin.json`; JSON both ways; ids are decimal strings; errors are problem+json. USER is a name or an id; CHANNEL
+//! is a name among the acting user's channels, `@name` for the direct channel with that user, or an id.
+//!
+//! ```text
+//! GET  /users?after=ID&limit=N          {"users":[{"user","name","full_delivery","bot"}]}, ascending, N <= 1000
+//! POST /users                           {"name","full_delivery"?,"bot"?} -> 201 {"user","name",...}; 409 where taken
+//! POST /users/bulk                      {"names":[...],"full_delivery"?,"token_ttl_s"?} -> {"users":[{"user","name",
+//!                                       "created","token","expires_unix_s"}]}: made where missing, at most 1000
+//! GET  /users/USER                      {"user","name",...}
+//! POST /users/USER/token                {"ttl_s"?} -> {"user","name","token","expires_unix_s","expires_at"}
+//! GET  /sessions?user=USER              {"sessions":[...]}
+//! POST /channels                        {"name","as":USER,"members":[USER]} -> 201 {"channel","name","kind",...}
+//! GET  /channels?as=USER                {"channels":[...]}
+//! GET  /channel?channel=CHANNEL&as=USER {"channel":id or null,"name","kind","peer"}: what the words mean
+//! GET  /members?channel=CHANNEL&as=USER {"members":[{"user","name","role"}]}
+//! GET  /history?channel=CHANNEL&as=USER&limit=N  {"messages":[...]}, oldest first
+//! GET  /status                          {"ready","checks":[...],"version",...}
+//! POST /reconcile                       the report
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, Request, State, rejection::QueryRejection},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, post},
+};
+use fanfare_proto::{Code, UserId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::{Problem, parse};
+use crate::{
+    clock,
+    node::NodeState,
+    token::{IssuedToken, TTL_MAX},
+};
+
+/// Users in one batch or page.
+const USERS_MAX: usize = 1_000;
+/// Messages in one answer of history.
+const MESSAGES_MAX: u32 = 100;
+/// Life of a token where the request names none.
+const TTL_DEFAULT_S: u64 = 3_600;
+
+type Node = State<Arc<NodeState>>;
+type Answer = Result<Json<Value>, Problem>;
+type Asked<T> = Result<Query<T>, QueryRejection>;
+
+/// Its routes, all behind the token.
+pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
+    Router::new()
+        .route("/users", get(users).post(add_user))
+        .route("/users/bulk", post(add_users))
+        .route("/users/{user}", get(user))
+        .route("/users/{user}/token", post(token))
+        .route("/sessions", get(sessions))
+        .route("/channels", get(channels).post(create_channel))
+        .route("/channel", get(channel))
+        .route("/members", get(members))
+        .route("/history", get(history))
+        .route("/status", get(status))
+        .route("/reconcile", post(reconcile))
+        .route_layer(middleware::from_fn_with_state(state, authorized))
+}
+
+async fn authorized(State(node): Node, request: Request, next: Next) -> Result<Response, Problem> {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    match verify_slices_are_equal(given.as_bytes(), node.admin_token.as_bytes()) {
+        Ok(()) => Ok(next.run(request).await),
+        Err(_) => Err(Problem::of(Code::ADMIN_REFUSED)),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    #[serde(default)]
+    after: Option<UserIdText>,
+    #[serde(default)]
+    limit: Option<usize>,
+}
+
+/// An id as JSON and queries have it: a decimal string.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct UserIdText(UserId);
+
+impl TryFrom<String> for UserIdText {
+    type Error = std::num::ParseIntError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+async fn users(State(node): Node, page: Asked<Page>) -> Answer {
+    let Query(page) = page?;
+    let after = page.after.map_or(UserId(0), |after| after.0);
+    let limit = page.limit.unwrap_or(USERS_MAX).clamp(1, USERS_MAX);
+    let users = node.administration.users(after, limit).await?;
+    Ok(Json(json!({ "users": users })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewUser {
+    name: String,
+    #[serde(default)]
+    full_delivery: bool,
+    #[serde(default)]
+    bot: bool,
+}
+
+async fn add_user(State(node): Node, body: Bytes) -> Result<(StatusCode, Json<Value>), Problem> {
+    let new: NewUser = parse(&body)?;
+    let user = node.administration.add_user(&new.name, new.full_delivery, new.bot).await?;
+    Ok((StatusCode::CREATED, Json(json!(user))))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewUsers {
+    names: Vec<String>,
+    #[serde(default)]
+    full_delivery: bool,
+    #[serde(default)]
+    token_ttl_s: Option<u64>,
+}
+
+async fn add_users(State(node): Node, body: Bytes) -> Answer {
+    let new: NewUsers = parse(&body)?;
+    if new.names.len() > USERS_MAX {
+        return Err(Problem::new(Code::BAD_FIELD, format!("at most {USERS_MAX} users in one request")));
+    }
+    let ttl = ttl(new.token_ttl_s)?;
+    let mut done = Vec::with_capacity(new.names.len());
+    for name in &new.names {
+        let (user, created) = node.administration.user_made(name, new.full_delivery, false).await?;
+        let issued = node.administration.token(user.user, ttl)?;
+        done.push(json!({
+            "user": user.user.to_string(),
+            "name": user.name,
+            "created": created,
+            "token": issued.token,
+            "expires_unix_s": issued.expires_unix_s,
+        }));
+    }
+    Ok(Json(json!({ "users": done })))
+}
+
+async fn user(State(node): Node, Path(user): Path<String>) -> Answer {
+    Ok(Json(json!(node.administration.user(&user).await?)))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenWish {
+    #[serde(default)]
+    ttl_s: Option<u64>,
+}
+
+async fn token(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+    let wish: TokenWish = if body.is_empty() { TokenWish::default() } else { parse(&body)? };
+    let user = node.administration.user(&user).await?;
+    let IssuedToken { token, expires_unix_s } = node.administration.token(user.user, ttl(wish.ttl_s)?)?;
+    Ok(Json(json!({
+        "user": user.user.to_string(),
+        "name": user.name,
+        "token": token,
+        "expires_unix_s": expires_unix_s,
+        "expires_at": clock::rfc3339(expires_unix_s * 1000),
+    })))
+}
+
+fn ttl(wish_s: Option<u64>) -> Result<Duration, Problem> {
+    let ttl = Duration::from_secs(wish_s.unwrap_or(TTL_DEFAULT_S));
+    if ttl.is_zero() || ttl > TTL_MAX {
+        return Err(Problem::new(
+            Code::BAD_FIELD,
+            format!("a token lives from 1 s to {} s", TTL_MAX.as_secs()),
+        ));
+    }
+    Ok(ttl)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfUser {
+    user: String,
+}
+
+async fn sessions(State(node): Node, of: Asked<OfUser>) -> Answer {
+    let Query(of) = of?;
+    let user = node.administration.user(&of.user).await?;
+    Ok(Json(json!({ "sessions": node.administration.sessions(user.user).await? })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewChannel {
+    name: String,
+    #[serde(rename = "as")]
+    actor: String,
+    #[serde(default)]
+    members: Vec<String>,
+}
+
+async fn create_channel(State(node): Node, body: Bytes) -> Result<(StatusCode, Json<Value>), Problem> {
+    let new: NewChannel = parse(&body)?;
+    let owner = node.administration.user(&new.actor).await?;
+    let made = node.administration.create_group(owner.user, &new.name, &new.members).await?;
+    Ok((StatusCode::CREATED, Json(json!(made))))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct As {
+    #[serde(rename = "as")]
+    actor: String,
+}
+
+async fn channels(State(node): Node, actor: Asked<As>) -> Answer {
+    let Query(actor) = actor?;
+    let user = node.administration.user(&actor.actor).await?;
+    Ok(Json(json!({ "channels": node.administration.channels(user.user).await? })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfChannel {
+    channel: String,
+    #[serde(rename = "as")]
+    actor: String,
+    #[serde(default)]
+    limit: Option<u32>,
+}
+
+async fn channel(State(node): Node, of: Asked<OfChannel>) -> Answer {
+    let Query(of) = of?;
+    let actor = node.administration.user(&of.actor).await?;
+    Ok(Json(json!(node.administration.named_channel(actor.user, &of.channel).await?)))
+}
+
+async fn members(State(node): Node, of: Asked<OfChannel>) -> Answer {
+    let Query(of) = of?;
+    let actor = node.administration.user(&of.actor).await?;
+    let channel = node.administration.existing_channel(actor.user, &of.channel).await?;
+    Ok(Json(
+        json!({ "channel": channel.to_string(), "members": node.administration.members(channel).await? }),
+    ))
+}
+
+async fn history(State(node): Node, of: Asked<OfChannel>) -> Answer {
+    let Query(of) = of?;
+    let actor = node.administration.user(&of.actor).await?;
+    let channel = node.administration.existing_channel(actor.user, &of.channel).await?;
+    let limit = of.limit.unwrap_or(50).clamp(1, MESSAGES_MAX);
+    let messages = node.administration.history(actor.user, channel, limit).await?;
+    Ok(Json(json!({ "channel": channel.to_string(), "messages": messages })))
+}
+
+async fn status(State(node): Node) -> Answer {
+    Ok(Json(node.status().await))
+}
+
+async fn reconcile(State(node): Node) -> Answer {
+    Ok(Json(node.administration.reconcile().await?))
+}

@@ -1,0 +1,59 @@
+//! HTTP: health, metrics, discovery, one page for people, and `/admin/v1` for commands. Loopback unless configured.
+
+mod admin;
+mod pages;
+mod problem;
+mod serve;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::Request,
+    http::{HeaderValue, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use fanfare_proto::Code;
+
+pub use pages::version_json;
+pub use problem::Problem;
+pub use serve::HttpServer;
+
+use crate::node::NodeState;
+
+/// The longest request body.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// How long a request body may take to arrive.
+pub const BODY_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// All routes.
+pub fn routes(state: Arc<NodeState>) -> Router {
+    Router::new()
+        .merge(pages::routes())
+        .nest("/admin/v1", admin::routes(Arc::clone(&state)))
+        .fallback(|| async { Problem::not_found("no such path; / says what is here") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(Code::BAD_FIELD, "the path has no such method").status(405)
+        })
+        .layer(middleware::from_fn(bounded))
+        .with_state(state)
+}
+
+/// Reads the body whole, within bounds of bytes and time, before a handler sees the request.
+async fn bounded(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let mut response = match tokio::time::timeout(BODY_WAIT_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
+        Ok(Err(_)) => Problem::new(Code::BODY_TOO_LARGE, "the request's body is over 1 MiB, or broke off")
+            .into_response(),
+        Err(_) => Problem::new(Code::HANDSHAKE_TIMEOUT, "the request's body did not come in time")
+            .status(408)
+            .into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

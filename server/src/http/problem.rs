@@ -1,0 +1,121 @@
+//! HTTP errors: `application/problem+json` (RFC 9457) with our number.
+
+use axum::{
+    extract::rejection::QueryRejection,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use fanfare_proto::Code;
+use fanfare_storage::StoreError;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::failure::Failure;
+
+/// An error's answer.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    code: Code,
+    detail: String,
+    status: u16,
+}
+
+impl Problem {
+    /// With the number's usual status; `detail` says what was wrong this time.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), status: status_of(code) }
+    }
+
+    /// The number's own sentence.
+    pub fn of(code: Code) -> Self {
+        Self::new(code, code.row().map_or("unknown number", |row| row.what))
+    }
+
+    /// 404.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(Code::NO_SUCH_NAME, detail)
+    }
+
+    /// With another status.
+    #[must_use]
+    pub fn status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// The number.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+}
+
+/// A JSON body as a value.
+///
+/// # Errors
+/// BAD_BODY with the place.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Problem::new(Code::BAD_BODY, format!("the body is not as expected: {error}")))
+}
+
+fn status_of(code: Code) -> u16 {
+    match code {
+        Code::NO_SUCH_NAME | Code::NO_SUCH_USER | Code::NO_SUCH_TARGET | Code::UNKNOWN_USER => 404,
+        Code::NAME_TAKEN | Code::CONFLICT | Code::NO_CHANGE => 409,
+        Code::FORBIDDEN | Code::NOT_A_MEMBER => 403,
+        Code::BODY_TOO_LARGE => 413,
+        Code::RATE_LIMITED | Code::TOO_MANY_IN_FLIGHT => 429,
+        Code::RETRY_LATER | Code::READ_ONLY | Code::OVERLOADED | Code::GOING_AWAY => 503,
+        Code::INTERNAL | Code::OUTCOME_UNKNOWN | Code::CORRUPT | Code::DATA_DAMAGED => 500,
+        Code::NOT_SERVED => 501,
+        Code::ADMIN_REFUSED => 401,
+        _ => 400,
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = json!({
+            "type": "about:blank",
+            "title": self.code.row().map(|row| row.what),
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code.to_string(),
+            "number": self.code.0,
+            "fix": self.code.row().map(|row| row.fix),
+        });
+        let mut response = (status, body.to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<Code> for Problem {
+    fn from(code: Code) -> Self {
+        Self::of(code)
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let code = failure.code.unwrap_or(Code::BAD_FIELD);
+        Self::new(code, std::iter::once(failure.what).chain(failure.why).collect::<Vec<_>>().join("; "))
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(Code::BAD_FIELD, rejection.body_text())
+    }
+}
