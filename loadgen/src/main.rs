@@ -1,0 +1,148 @@
+//! Fanfare's load generator. `replay` replays a real community and checks every delivery.
+
+mod admin;
+mod check;
+mod plan;
+mod replay;
+mod report;
+mod server_process;
+mod trace;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "loadgen", version, about = "Load for Fanfare, with every delivery checked")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Replays the trace of a real community: every sender is a user with a session of its own and joins a channel when it
+    /// first posts there. Every delivery of every recipient is checked.
+    ///
+    /// Exit status: 0 PASS, 1 error, 10 a promise was broken, 11 INVALID (the run proves nothing).
+    Replay(Replay),
+}
+
+/// Over what sessions connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Transport {
+    /// All by WebSocket.
+    Ws,
+    /// All by QUIC.
+    Quic,
+    /// Every other user by QUIC.
+    Mix,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Replay {
+    /// CSV with the header `timestamp,channel,topic,sender,bytes`, gzipped where its name ends in .gz.
+    pub trace: PathBuf,
+    /// Lines that people typed, one a body.
+    #[arg(long)]
+    pub bodies: PathBuf,
+    /// Over what sessions connect.
+    #[arg(long, value_enum, default_value = "ws")]
+    pub transport: Transport,
+    /// How many messages of the trace.
+    #[arg(long, value_parser = count, default_value = "18446744073709551615", hide_default_value = true)]
+    pub messages: usize,
+    /// `max`: one unacknowledged send per sender and 256 in all. `Nx`: N times as fast as the community wrote.
+    #[arg(long, default_value = "max", value_parser = rate)]
+    pub rate: Rate,
+    /// Kill the server (SIGKILL) so often, or every twelfth of the messages, whichever comes first; at least 5 times.
+    #[arg(long, value_parser = duration)]
+    pub kill: Option<Duration>,
+    /// Kill the server under a library that takes back what it had not synced: whole, torn, and after plain kills.
+    #[arg(long)]
+    pub power_cut: bool,
+    /// Seed of what is torn.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the report as JSON to this file (`-`: standard output, and nothing else there).
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// A running server's HTTP address, http://HOST:PORT; without it one is started on scratch data.
+    #[arg(long, requires = "admin_file")]
+    pub server: Option<String>,
+    /// That server's admin.json, from its data folder.
+    #[arg(long)]
+    pub admin_file: Option<PathBuf>,
+    /// Keep the scratch data of the server that was started.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// How fast.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Rate {
+    /// As fast as acknowledgements come.
+    Max,
+    /// So many times the trace's own speed.
+    Times(f64),
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    if text == "max" {
+        return Ok(Rate::Max);
+    }
+    match text.strip_suffix('x').and_then(|number| number.parse::<f64>().ok()) {
+        Some(times) if times > 0.0 && times.is_finite() => Ok(Rate::Times(times)),
+        _ => Err("`max`, or a factor like `1000x`".into()),
+    }
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k') => (&text[..text.len() - 1], 1_000),
+        Some(b'M') => (&text[..text.len() - 1], 1_000_000),
+        _ => (text, 1),
+    };
+    match digits.parse::<usize>() {
+        Ok(0) | Err(_) => Err("a number above 0 like `30000`, `30k` or `1M`".into()),
+        Ok(number) => Ok(number.saturating_mul(factor)),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.strip_suffix("ms") {
+        Some(number) => number.parse().ok().map(Duration::from_millis),
+        None => text.strip_suffix('s').and_then(|number| number.parse().ok()).map(Duration::from_secs_f64),
+    };
+    parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| "a time like `5s` or `500ms`".into())
+}
+
+fn main() -> ExitCode {
+    // Two providers may be compiled in by dependencies; name ours before anybody asks.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let Verb::Replay(arguments) = Arguments::parse().verb;
+    match replay::run(&arguments) {
+        Ok(report) => {
+            let json = serde_json::to_string_pretty(&report).unwrap_or_default();
+            match &arguments.json {
+                Some(path) if path.as_os_str() == "-" => println!("{json}"),
+                Some(path) => {
+                    report.print();
+                    if let Err(error) = std::fs::write(path, json) {
+                        eprintln!("error: cannot write {}: {error}", path.display());
+                        return ExitCode::from(1);
+                    }
+                }
+                None => report.print(),
+            }
+            ExitCode::from(report.verdict.exit_code())
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
