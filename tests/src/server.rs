@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -72,8 +72,20 @@ pub fn build(package: &str, features: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// A free port below those that the kernel gives to outgoing connections: while the server is down, a client that tries again could
+/// else be given its very port, connect to itself, and keep the server from coming back.
 fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    const PORTS: std::ops::Range<u16> = 12_000..32_000;
+    let now = std::time::UNIX_EPOCH.elapsed()?.subsec_nanos() ^ std::process::id().rotate_left(16);
+    let first = now % u32::from(PORTS.end - PORTS.start);
+    for step in 0..1_000 {
+        let port = PORTS.start + ((first + step * 7) % u32::from(PORTS.end - PORTS.start)) as u16;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("none of a thousand ports is free")
 }
 
 impl Server {

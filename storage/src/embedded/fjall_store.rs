@@ -37,6 +37,9 @@ const FRESH_TABLES_MAX: usize = 18;
 const REOPEN_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is tried meanwhile.
 const REOPEN_EVERY: Duration = Duration::from_millis(1);
+/// What is written to see whether the disk takes writes again: a file beside the database, and its size.
+const PROBE_EXTENSION: &str = "probe";
+const PROBE_BYTES: usize = 64 * 1024;
 /// Threads that write memtables out and compact.
 const WORKERS: usize = 2;
 /// Free bytes below which a write that failed in the background is laid to the full disk, at least.
@@ -212,7 +215,17 @@ impl FjallStore {
         }
     }
 
+    /// Whether the disk takes a write again. The failed database still serves what it holds; it is closed only where the next one can
+    /// go on, since reading the journals back takes a while in which nothing is served.
+    fn probe(&self) -> Result<(), StoreError> {
+        let path = self.path.with_extension(PROBE_EXTENSION);
+        let tried = std::fs::write(&path, [1_u8; PROBE_BYTES]);
+        let removed = std::fs::remove_file(&path);
+        tried.and(removed).map_err(|error| folder::of_io(&error, &path))
+    }
+
     fn reopen(&self) -> Result<(), StoreError> {
+        self.probe()?;
         // Not by waiting for the lock: behind a writer that waits no reader gets in, and history must be served while a
         // slow write is still under way.
         let until = Instant::now() + REOPEN_PATIENCE;

@@ -58,7 +58,9 @@ fn case(scene: &mut Scene, name: &str, when: u32, unknown: &mut usize, reached: 
         bail!("there is no thread {name}");
     };
     let injection = Injection { calls: WRITES, error: "ENOSPC", when: format!("{when}+") };
-    let files = scene.server.files();
+    let mut files = scene.server.files();
+    // What the content store tries before it is opened again: without this the disk would seem to have room.
+    files.push(scene.server.data().join("content.probe"));
     let attached = Attached::to(thread, &injection, &files, scene.scratch())?;
     let until = Instant::now() + REACHED_TIME;
     let mut broken = false;
