@@ -90,7 +90,7 @@ pub trait Metadata: Send + Sync + 'static {
     /// `Unavailable`.
     fn walk(&self, after: MessageId, limit: usize) -> Result<Vec<WalkedEntry>, StoreError>;
 
-    /// Makes a user.
+    /// Makes a user, and moves the `last_id` of the id's shard (never back). Durable on return.
     ///
     /// # Errors
     /// `HeadMoved` is never returned; a taken name gives `Ok(false)`.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use fanfare_proto::{ChannelId, DeviceId, MessageId, UserId};
+use fanfare_proto::{ChannelId, DeviceId, MessageId, ShardId, UserId, ids::IdSource};
 
 use super::{Script, Stores};
 use crate::{
@@ -310,6 +310,11 @@ pub fn hashes_and_walk(stores: &Stores) {
 pub fn user_names_are_unique(stores: &Stores) {
     let user = |id: u64, name: &str| User { user: UserId(id), name: name.to_owned(), flags: User::BOT };
     assert!(stores.metadata.add_user(&user(4, "ann")).expect("written"));
+    // A user's id counts as given by its shard: no owner gives it again, whatever its clock says.
+    stores.ownership.take(0).expect("taken");
+    let given = IdSource::new(ShardId(0), 0).next(2_000_000_000_000);
+    assert!(stores.metadata.add_user(&user(given, "eve")).expect("written"));
+    assert_eq!(stores.metadata.shard(0).expect("read").1, given);
     assert!(stores.metadata.add_user(&user(6, "bob")).expect("written"));
     assert!(!stores.metadata.add_user(&user(7, "ann")).expect("written"));
     assert_eq!(stores.metadata.user(UserId(4)).expect("read"), Some(user(4, "ann")));
@@ -317,7 +322,7 @@ pub fn user_names_are_unique(stores: &Stores) {
     assert_eq!(stores.metadata.user_named("bob").expect("read"), Some(user(6, "bob")));
     assert_eq!(stores.metadata.user_named("Bob").expect("read"), None);
     assert_eq!(stores.metadata.users(UserId(0), 1).expect("read"), [user(4, "ann")]);
-    assert_eq!(stores.metadata.users(UserId(4), 9).expect("read"), [user(6, "bob")]);
+    assert_eq!(stores.metadata.users(UserId(4), 9).expect("read"), [user(6, "bob"), user(given, "eve")]);
 }
 
 pub fn secrets_are_made_once(stores: &Stores) {

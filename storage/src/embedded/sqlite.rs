@@ -288,10 +288,16 @@ impl Metadata for SqliteMetadata {
                 .prepare_cached("INSERT INTO users (user, name, flags) VALUES (?, ?, ?)")
                 .and_then(|mut insert| insert.execute((sql(user.user.0), &user.name, user.flags)));
             match added {
-                Ok(_) => Ok(true),
-                Err(error) if sql_error::is_conflict(&error) => Ok(false),
-                Err(error) => Err(sql_error::of_statement(&error)),
+                Ok(_) => {}
+                Err(error) if sql_error::is_conflict(&error) => return Ok(false),
+                Err(error) => return Err(sql_error::of_statement(&error)),
             }
+            // The id is given: with a clock that was set back, no owner may give it again.
+            connection
+                .prepare_cached("UPDATE shards SET last_id = max(last_id, ?) WHERE shard = ?")
+                .and_then(|mut update| update.execute((sql(user.user.0), user.user.shard().0)))
+                .map(|_| true)
+                .map_err(|error| sql_error::of_statement(&error))
         })
     }
 
