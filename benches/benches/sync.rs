@@ -144,7 +144,12 @@ impl House {
         let handle = Handle::new(0, 1, self.sessions as u32);
         let origin =
             Origin { gateway: GATEWAY, handle, session: SessionId(self.sessions), user, device: DeviceId(1) };
-        self.up(Up::Open { origin, proof: Proof::Token, full: true, device_name: "bench".into() });
+        self.up(Up::Open {
+            origin,
+            proof: Proof::Token { issued_s: u64::MAX, generation: None },
+            full: true,
+            device_name: "bench".into(),
+        });
         loop {
             if let Down::Opened { handle: of, outcome } = self.next()
                 && of == handle

@@ -213,8 +213,15 @@ impl Connection {
             }
             self.origin.user = verified.user;
         }
+        let proof = match verified.proof(self.origin.device) {
+            Ok(proof) => proof,
+            Err(code) => {
+                self.refused(shared, now_ms, code);
+                return None;
+            }
+        };
         if let Stage::Opening(opening) = &mut self.stage {
-            (opening.proof, opening.token_until_ms) = (Proof::Token, verified.until_ms);
+            (opening.proof, opening.token_until_ms) = (proof, verified.until_ms);
         }
         self.open_request()
     }
@@ -571,7 +578,15 @@ impl Connection {
     fn authenticate(&mut self, shared: &Shared, now_ms: u64, token: &str, ups: &mut Vec<Up>) {
         let verified = shared.verifier.verify(token, shared.clock.unix_ms());
         let verified = verified.and_then(|verified| {
-            if verified.user == self.origin.user { Ok(verified) } else { Err(Code::TOKEN_CLAIMS) }
+            if verified.user != self.origin.user {
+                return Err(Code::TOKEN_CLAIMS);
+            }
+            // A session is closed when what it proved itself with is revoked; a token bound to the device must not
+            // keep it for longer with what was revoked before it opened.
+            match verified.proof(self.origin.device)? {
+                Proof::Token { generation: Some(at), .. } if at != self.generation => Err(Code::REVOKED),
+                _ => Ok(verified),
+            }
         });
         let until_ms = match verified {
             Ok(verified) => verified.until_ms,

@@ -60,7 +60,8 @@ pub(crate) fn prove(shared: &Shared, greeted: &Greeted) -> Result<Proven, Code> 
         }
     }
     let verified = shared.verifier.verify(&greeted.token, unix_ms)?;
-    Ok(Proven { user: verified.user, proof: Proof::Token, token_until_ms: verified.until_ms })
+    let proof = verified.proof(greeted.device)?;
+    Ok(Proven { user: verified.user, proof, token_until_ms: verified.until_ms })
 }
 
 /// Gives a proven connection its place and asks the owner of its user to take it.

@@ -4,7 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use fanfare_proto::{error::Code, ids::UserId, limits};
+use fanfare_proto::{
+    error::Code,
+    ids::{DeviceId, UserId},
+    limits,
+    link::Proof,
+};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 
@@ -20,6 +25,23 @@ pub struct Verified {
     pub user: UserId,
     /// When it ends, in Unix milliseconds.
     pub until_ms: u64,
+    /// When it was issued, in Unix seconds.
+    pub issued_s: u64,
+    /// The device it is bound to, and that device's generation when it was issued; a token of a login is bound.
+    pub device: Option<(DeviceId, u32)>,
+}
+
+impl Verified {
+    /// What the owner of the user is told, for a session on that device.
+    ///
+    /// # Errors
+    /// `TOKEN_CLAIMS` where it is bound to another device.
+    pub fn proof(&self, device: DeviceId) -> Result<Proof, Code> {
+        match self.device {
+            Some((bound, _)) if bound != device => Err(Code::TOKEN_CLAIMS),
+            bound => Ok(Proof::Token { issued_s: self.issued_s, generation: bound.map(|(_, at)| at) }),
+        }
+    }
 }
 
 /// Checks tokens. Cloning shares the keys.
@@ -54,6 +76,9 @@ struct Claims {
     exp: u64,
     iat: u64,
     nbf: Option<u64>,
+    /// The device, as a decimal string, and its generation: both or none.
+    did: Option<String>,
+    dgn: Option<u32>,
 }
 
 impl Verifier {
@@ -104,10 +129,14 @@ impl Verifier {
         if *claims.iss != *self.issuer || *claims.aud != *self.audience {
             return Err(Code::TOKEN_CLAIMS);
         }
-        // Digits alone: `parse` would take a sign.
-        let digits = claims.sub.bytes().all(|byte| byte.is_ascii_digit()) && !claims.sub.starts_with('0');
-        let user = claims.sub.parse::<u64>().ok().filter(|user| digits && user >> 63 == 0);
-        let user = UserId(user.ok_or(Code::TOKEN_CLAIMS)?);
+        let user = UserId(id_of(&claims.sub).filter(|user| user >> 63 == 0).ok_or(Code::TOKEN_CLAIMS)?);
+        let device = match (&claims.did, claims.dgn) {
+            (None, None) => None,
+            (Some(device), Some(generation)) => {
+                Some((DeviceId(id_of(device).ok_or(Code::TOKEN_CLAIMS)?), generation))
+            }
+            _ => return Err(Code::TOKEN_CLAIMS),
+        };
         let begins = claims.iat.max(claims.nbf.unwrap_or(0));
         if begins > now_s + LEEWAY_S || claims.iat > claims.exp || claims.exp > u64::from(u32::MAX) * 8 {
             return Err(Code::TOKEN_CLAIMS);
@@ -115,8 +144,14 @@ impl Verifier {
         if claims.exp + LEEWAY_S <= now_s {
             return Err(Code::TOKEN_EXPIRED);
         }
-        Ok(Verified { user, until_ms: claims.exp * 1000 })
+        Ok(Verified { user, until_ms: claims.exp * 1000, issued_s: claims.iat, device })
     }
+}
+
+/// Digits alone, without leading zeros: `parse` would take a sign.
+fn id_of(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    text.parse().ok().filter(|_| digits)
 }
 
 #[cfg(test)]

@@ -48,7 +48,8 @@ fn with(mut value: Value, key: &str, new: Value) -> String {
 fn a_good_token_is_taken_to_the_end_of_its_leeway() {
     let issuer = Issuer::new();
     let token = issuer.sign(&header().to_string(), &claims().to_string());
-    let verified = Verified { user: UserId(42), until_ms: (NOW_S + 840) * 1000 };
+    let (until_ms, issued_s) = ((NOW_S + 840) * 1000, NOW_S - 60);
+    let verified = Verified { user: UserId(42), until_ms, issued_s, device: None };
     let verifier = issuer.verifier();
     assert_eq!(verifier.verify(&token, NOW_S * 1000), Ok(verified));
     assert_eq!(verifier.verify(&token, (NOW_S + 869) * 1000), Ok(verified));
@@ -185,4 +186,28 @@ fn keys_rotate() {
     assert!(clone.verify(&token, NOW_S * 1000).is_ok() && clone.verify(&newer, NOW_S * 1000).is_ok());
     verifier.rotate(&[("k2".into(), public(&new))]);
     assert_eq!(clone.verify(&token, NOW_S * 1000), Err(Code::TOKEN_SIGNATURE));
+}
+
+#[test]
+fn a_token_of_a_login_is_bound_to_its_device() {
+    let issuer = Issuer::new();
+    let verifier = issuer.verifier();
+    let sign = |claims: &str| issuer.sign(&header().to_string(), claims);
+    let mut bound = claims();
+    (bound["did"], bound["dgn"]) = (json!("7"), json!(3));
+    let verified = verifier.verify(&sign(&bound.to_string()), NOW_S * 1000).unwrap();
+    assert_eq!(verified.device, Some((DeviceId(7), 3)));
+    let proof = Proof::Token { issued_s: NOW_S - 60, generation: Some(3) };
+    assert_eq!(verified.proof(DeviceId(7)), Ok(proof));
+    assert_eq!(verified.proof(DeviceId(8)), Err(Code::TOKEN_CLAIMS));
+    for (key, value) in [
+        ("did", json!(7)),
+        ("did", json!("07")),
+        ("did", json!("+7")),
+        ("did", Value::Null),
+        ("dgn", Value::Null),
+    ] {
+        let odd = sign(&with(bound.clone(), key, value.clone()));
+        assert_eq!(verifier.verify(&odd, NOW_S * 1000), Err(Code::TOKEN_CLAIMS), "{key} {value}");
+    }
 }

@@ -82,6 +82,9 @@ codes! {
     ORIGIN_REFUSED = 2010, Never, "The page's origin is not on the allow-list.", "Add it to gateway.origins.";
     DELIVERY_REFUSED = 2011, Never, "This user may not ask for full delivery.", "Say delivery = tiered.";
     ADMIN_REFUSED = 2012, Authenticate, "The admin token is missing or wrong.", "Run the command on the server's machine, with its data folder.";
+    LOGIN_REFUSED = 2013, Authenticate, "The name or the password is wrong.", "Try again; an administrator can set a new password.";
+    LOGIN_ENDED = 2014, Authenticate, "The refresh token is not valid any more.", "Sign in again.";
+    REGISTRATION_CLOSED = 2015, Never, "People cannot make accounts here themselves.", "Ask an administrator (fanfare user add NAME), or set accounts.registration.";
 
     NOT_A_MEMBER = 3001, Never, "There is no such channel, or you are not a member of it.", "Join it, or ask to be invited.";
     FORBIDDEN = 3002, Never, "Your role does not allow that.", "Ask an owner or admin of the channel.";
@@ -97,6 +100,7 @@ codes! {
     CHANNEL_FULL = 3012, Never, "The channel or the user's list of channels is full.", "See \"Limits\" in docs/protocol.md.";
     NO_SUCH_NAME = 3013, Never, "No user or channel of that name exists.", "List them: fanfare user ls, fanfare channel ls.";
     NAME_TAKEN = 3014, Never, "The name is taken.", "Choose another name.";
+    PASSWORD_LENGTH = 3015, Never, "A password has 8 to 256 bytes.", "Choose another password.";
 
     RATE_LIMITED = 4001, BackOff, "Too many requests in too short a time.", "Wait as long as the answer says.";
     BODY_TOO_LARGE = 4002, Never, "The body is over 16 KiB, or the whole entry over 24 KiB.", "Split it, or send it as an attachment.";

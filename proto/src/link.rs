@@ -111,7 +111,12 @@ impl Tiers {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Proof {
     /// A token whose signature and claims the gateway checked.
-    Token,
+    Token {
+        /// When it was issued, Unix seconds; the owner of the user refuses one from before a revocation.
+        issued_s: u64,
+        /// The device's generation it was issued at, where it is bound to the device; the owner refuses an older one.
+        generation: Option<u32>,
+    },
     /// A resume secret whose HMAC the gateway checked, made at this generation of the device.
     Resume {
         /// Raised by revocation; the owner of the user refuses an older one.

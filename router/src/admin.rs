@@ -11,7 +11,7 @@ use fanfare_storage::{
     StoreError,
     drain::{Drains, Status as DrainStatus},
     metadata::Metadata,
-    model::{Channel, OutboxRow, User, UserCursor},
+    model::{Channel, Device, OutboxRow, User, UserCursor},
 };
 use tokio::sync::oneshot;
 
@@ -155,17 +155,25 @@ impl Admin {
         if name.is_empty() || name.len() > fanfare_proto::limits::NAME_BYTES_MAX {
             return Err(Code::BAD_FIELD);
         }
-        let mixed = crate::send::fingerprint(name.as_bytes());
-        let shard = (mixed % u64::from(self.context()?.config.shards)) as u16;
-        let id = self.ask(shard, |reply| Event::Admin(AdminAsk::NewId(reply))).await?;
-        let user = User { user: UserId(id), name: name.to_owned(), flags };
+        let id = self.new_user_id(name).await?;
+        let user = User { user: id, name: name.to_owned(), flags, tokens_from_s: 0 };
         let of_thread = user.clone();
         let added = self.read(move |metadata| metadata.add_user(&of_thread)).await?;
         if !added {
             return Err(Code::NAME_TAKEN);
         }
-        self.context()?.post(shard, Event::Admin(AdminAsk::Forget(user.user)));
+        self.user_made(id)?;
         Ok(user)
+    }
+
+    /// A user's row was made in SQL: that it was unknown before is forgotten.
+    ///
+    /// # Errors
+    /// `GOING_AWAY`.
+    pub fn user_made(&self, user: UserId) -> Result<(), Code> {
+        let context = self.context()?;
+        context.post(context.shard_of(user.shard()), Event::Admin(AdminAsk::Forget(user)));
+        Ok(())
     }
 
     /// A user by id.
@@ -367,6 +375,44 @@ impl Admin {
         let generation = self.read(move |metadata| metadata.revoke_device(user, device)).await?;
         let shard = self.context()?.shard_of(user.shard());
         self.ask(shard, |reply| Event::Admin(AdminAsk::Revoked(user, device, generation, reply))).await
+    }
+
+    /// The user's row was changed in SQL so that what it proved itself with is void: ends its sessions with that error, and voids
+    /// the resume secrets of all its devices, durably, before it returns.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`, `READ_ONLY`: repeat it.
+    pub async fn revoke_user(&self, row: User, code: Code) -> Result<(), Code> {
+        let user = row.user;
+        let shard = self.context()?.shard_of(user.shard());
+        let known = self.ask(shard, |reply| Event::Admin(AdminAsk::UserRevoked(row, code, reply))).await?;
+        let stored = self.read(move |metadata| metadata.devices(user)).await?;
+        let mut devices: Vec<DeviceId> =
+            known.into_iter().chain(stored.into_iter().map(|device| device.device)).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        for device in devices {
+            self.revoke_device(user, device).await?;
+        }
+        Ok(())
+    }
+
+    /// A user's devices.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn devices(&self, user: UserId) -> Result<Vec<Device>, Code> {
+        self.read(move |metadata| metadata.devices(user)).await
+    }
+
+    /// A new id of a user of that name: any shard will do, and names spread over all.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn new_user_id(&self, name: &str) -> Result<UserId, Code> {
+        let mixed = crate::send::fingerprint(name.as_bytes());
+        let shard = (mixed % u64::from(self.context()?.config.shards)) as u16;
+        self.ask(shard, |reply| Event::Admin(AdminAsk::NewId(reply))).await.map(UserId)
     }
 
     /// How the router stands.

@@ -8,7 +8,7 @@ use fanfare_proto::{
     link::{Downlink, GatewayId, Origin, Up},
     wire,
 };
-use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow};
+use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow, User};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -242,7 +242,9 @@ pub enum AdminAsk {
     Kick(UserId, Option<DeviceId>, Code, oneshot::Sender<usize>),
     /// The device's generation was raised.
     Revoked(UserId, DeviceId, u32, oneshot::Sender<usize>),
-    /// The user's row changed or was made.
+    /// The user's row changed in SQL: its sessions end with this error. Gives the devices that the owner knows.
+    UserRevoked(User, Code, oneshot::Sender<Vec<DeviceId>>),
+    /// The user's row was made.
     Forget(UserId),
     /// How much there is.
     Counts(oneshot::Sender<ShardCounts>),

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use fanfare_proto::{ChannelId, Code, FrameType, UserId, frame, link::Up};
-use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow, ShardCommit};
+use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow, ShardCommit, User as Row};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
@@ -44,6 +44,10 @@ enum UserTouch {
     Open(OpenSession),
     Close(fanfare_proto::link::Origin),
     Channels(tokio::sync::oneshot::Sender<Vec<ChannelId>>),
+    /// The device's generation was raised.
+    DeviceRevoked(fanfare_proto::DeviceId, u32, tokio::sync::oneshot::Sender<usize>),
+    /// The row changed; the sessions end with this error.
+    Revoked(Row, Code, tokio::sync::oneshot::Sender<Vec<fanfare_proto::DeviceId>>),
 }
 
 enum UserSlot {
@@ -306,6 +310,12 @@ impl Shard {
         match touch {
             UserTouch::Close(origin) => user.close(&mut self.desk, &origin),
             UserTouch::Channels(reply) => drop(reply.send(user.channels().collect())),
+            UserTouch::DeviceRevoked(device, generation, reply) => {
+                let _ = reply.send(user.revoked(&mut self.desk, device, generation));
+            }
+            UserTouch::Revoked(row, code, reply) => {
+                let _ = reply.send(user.row_changed(&mut self.desk, row, code));
+            }
             UserTouch::Open(open) if user.has_device(open.origin.device) => user.open(&mut self.desk, open),
             UserTouch::Open(open) => {
                 let device = open.origin.device;
@@ -368,6 +378,18 @@ impl Shard {
             }
             UserTouch::Close(_) => {}
             UserTouch::Channels(reply) => drop(reply.send(Vec::new())),
+            UserTouch::DeviceRevoked(_, _, reply) => drop(reply.send(0)),
+            UserTouch::Revoked(_, _, reply) => drop(reply.send(Vec::new())),
+        }
+    }
+
+    /// Something for a user where it is in memory or on its way there: what is read anew from SQL knows it already.
+    fn touch_known_user(&mut self, user: UserId, touch: UserTouch) {
+        match self.users.get_mut(&user) {
+            Some(UserSlot::Ready(_)) => self.ready_user(user, touch),
+            // What was read may be older than the change.
+            Some(UserSlot::Loading(waiting)) => waiting.push_back(touch),
+            None => self.refuse_user(touch, Code::UNKNOWN_USER),
         }
     }
 
@@ -554,11 +576,10 @@ impl Shard {
                 let _ = reply.send(kicked);
             }
             AdminAsk::Revoked(user, device, generation, reply) => {
-                let kicked = match self.users.get_mut(&user) {
-                    Some(UserSlot::Ready(user)) => user.revoked(&mut self.desk, device, generation),
-                    _ => 0,
-                };
-                let _ = reply.send(kicked);
+                self.touch_known_user(user, UserTouch::DeviceRevoked(device, generation, reply));
+            }
+            AdminAsk::UserRevoked(row, code, reply) => {
+                self.touch_known_user(row.user, UserTouch::Revoked(row, code, reply));
             }
             AdminAsk::Forget(user) => {
                 if matches!(self.users.get(&user), Some(UserSlot::Ready(ready)) if ready.is_idle()) {

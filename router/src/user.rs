@@ -211,10 +211,15 @@ impl User {
             return Err(Code::DELIVERY_REFUSED);
         }
         let device = self.devices.get_mut(&origin.device).ok_or(Code::RETRY_LATER)?;
-        if let Proof::Resume { generation } = proof
-            && generation != device.row.generation
-        {
-            return Err(Code::RESUME_REFUSED);
+        match proof {
+            Proof::Resume { generation } if generation != device.row.generation => {
+                return Err(Code::RESUME_REFUSED);
+            }
+            Proof::Token { issued_s, .. } if issued_s < self.row.tokens_from_s => return Err(Code::REVOKED),
+            Proof::Token { generation: Some(generation), .. } if generation != device.row.generation => {
+                return Err(Code::REVOKED);
+            }
+            Proof::Resume { .. } | Proof::Token { .. } => {}
         }
         let now_ms = desk.context.now_ms();
         device.row.name.clone_from(&device_name);
@@ -297,6 +302,17 @@ impl User {
             known.generation = generation;
         }
         self.kick(desk, Some(device), Code::REVOKED)
+    }
+
+    /// The row changed in SQL: sessions end with this error, and what opens from here on goes by the new row. Gives the
+    /// devices that are known, for the caller to raise their generations.
+    pub fn row_changed(&mut self, desk: &mut Desk, row: Row, code: Code) -> Vec<DeviceId> {
+        self.row = row;
+        self.kick(desk, None, code);
+        let mut devices: Vec<DeviceId> = self.known.keys().chain(self.devices.keys()).copied().collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
     }
 
     /// ACK, SYNC and STATE of a session of this user.

@@ -99,8 +99,8 @@ impl From<User> for UserRow {
 
 impl Administration {
     /// Over those stores and that router.
-    pub fn new(stores: Stores, issuer: TokenIssuer, router: Admin) -> Self {
-        Self { stores, issuer: Arc::new(issuer), router }
+    pub fn new(stores: Stores, issuer: Arc<TokenIssuer>, router: Admin) -> Self {
+        Self { stores, issuer, router }
     }
 
     /// Makes a user.
@@ -193,11 +193,7 @@ impl Administration {
             }
         }
         let group = wire::Group { name: name.to_owned(), members: users, ..wire::Group::default() };
-        let mut random = [0; 10];
-        aws_lc_rs::rand::fill(&mut random)
-            .map_err(|_| Failure::internal("the system has no random numbers"))?;
-        let id = ClientMessageId::new(clock::now_ms(), random);
-        let channel = self.router.create_group(owner, id, group).await?;
+        let channel = self.router.create_group(owner, fresh_id()?, group).await?;
         let described = self.router.describe(channel, Some(owner)).await?;
         let state = described.and_then(|summary| summary.state);
         let state = state
@@ -215,6 +211,55 @@ impl Administration {
             rows.push(self.channel_row(&state).await?);
         }
         Ok(rows)
+    }
+
+    /// One channel of a user.
+    ///
+    /// # Errors
+    /// NOT_A_MEMBER, also where there is no such channel.
+    pub async fn channel_of(&self, user: UserId, channel: ChannelId) -> Outcome<ChannelRow> {
+        let described = self.router.describe(channel, Some(user)).await?;
+        let state = described.and_then(|summary| summary.state).filter(|state| state.role != 0);
+        match state {
+            Some(state) => self.channel_row(&state).await,
+            None => Err(Failure::of(Code::NOT_A_MEMBER)),
+        }
+    }
+
+    /// The direct channel of a pair, made where it is not there.
+    ///
+    /// # Errors
+    /// NO_SUCH_USER, BAD_FIELD, and of the router.
+    pub async fn open_direct(&self, user: UserId, peer: UserId) -> Outcome<ChannelRow> {
+        if self.router.user(peer).await?.is_none() {
+            return Err(Failure::of(Code::NO_SUCH_USER));
+        }
+        let channel = self.router.open_direct(user, peer, fresh_id()?).await?;
+        self.channel_of(user, channel).await
+    }
+
+    /// Members by ascending id above `after`, at most `limit`, and how many there are in all.
+    ///
+    /// # Errors
+    /// NOT_A_MEMBER where there is no such channel.
+    pub async fn members_page(
+        &self,
+        channel: ChannelId,
+        after: UserId,
+        limit: usize,
+    ) -> Outcome<(Vec<MemberRow>, usize)> {
+        let summary = self.router.describe(channel, None).await?.ok_or(Code::NOT_A_MEMBER)?;
+        let mut names = Names::new(&self.router);
+        let mut rows = Vec::new();
+        for member in summary.members.iter().filter(|member| member.user > after).take(limit) {
+            rows.push(MemberRow {
+                user: member.user,
+                name: names.of(member.user).await?,
+                role: role_name(member.role.into()),
+                read: member.cursor.read,
+            });
+        }
+        Ok((rows, summary.members_total))
     }
 
     async fn channel_row(&self, state: &ChannelState) -> Outcome<ChannelRow> {
@@ -304,9 +349,23 @@ impl Administration {
     /// # Errors
     /// Of the router.
     pub async fn history(&self, user: UserId, channel: ChannelId, limit: u32) -> Outcome<Vec<Value>> {
+        Ok(self.history_before(user, channel, 0, limit).await?.0)
+    }
+
+    /// The newest messages below the seq `before` (0: below the head's end) that the user may see, oldest first; and the seq to
+    /// ask on below, where something older may be there.
+    ///
+    /// # Errors
+    /// Of the router.
+    pub async fn history_before(
+        &self,
+        user: UserId,
+        channel: ChannelId,
+        mut before: u64,
+        limit: u32,
+    ) -> Outcome<(Vec<Value>, Option<u64>)> {
         let mut messages = Vec::new();
-        let mut before = 0;
-        loop {
+        let next = loop {
             let messages_max = limit.saturating_sub(messages.len() as u32);
             let fetch = wire::Fetch { messages_max, before, ..wire::Fetch::default() };
             let pages = self.router.history(channel, Some(user), fetch).await?;
@@ -317,20 +376,21 @@ impl Administration {
             let complete = pages.iter().any(|page| page.complete);
             match first {
                 // One answer is bounded in bytes and entries: ask on, unless nothing older is there.
-                Some(first)
-                    if !complete && first > 1 && messages.len() < limit as usize && first != before =>
-                {
+                Some(first) if !complete && first > 1 && first != before => {
                     before = first;
+                    if messages.len() >= limit as usize {
+                        break Some(first);
+                    }
                 }
-                _ => break,
+                _ => break None,
             }
-        }
+        };
         let mut names = Names::new(&self.router);
         let mut rows = Vec::with_capacity(messages.len());
         for message in &messages {
             rows.push(message.json(&names.of(message.sender).await?));
         }
-        Ok(rows)
+        Ok((rows, next))
     }
 
     /// A user's live sessions.
@@ -372,6 +432,26 @@ impl Administration {
     }
 }
 
+/// A client message id of the server's own people.
+fn fresh_id() -> Outcome<ClientMessageId> {
+    let mut random = [0; 10];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| Failure::internal("the system has no random numbers"))?;
+    Ok(ClientMessageId::new(clock::now_ms(), random))
+}
+
+/// A member of a channel.
+#[derive(Clone, Debug)]
+pub struct MemberRow {
+    /// Who.
+    pub user: UserId,
+    /// As people see it.
+    pub name: String,
+    /// Its role.
+    pub role: &'static str,
+    /// How far it has read.
+    pub read: u64,
+}
+
 /// Users' names, each asked for once.
 struct Names<'a> {
     router: &'a Admin,
@@ -405,7 +485,7 @@ impl Serialize for NamedChannel {
 }
 
 /// Names stand in command lines and beside ids: no spaces, no control characters, not digits alone.
-fn check_name(name: &str) -> Outcome {
+pub(crate) fn check_name(name: &str) -> Outcome {
     let odd =
         |character: char| character.is_whitespace() || character.is_control() || "@/,".contains(character);
     if name.is_empty()

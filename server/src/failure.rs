@@ -44,6 +44,8 @@ pub struct Failure {
     pub tries: Vec<(String, String)>,
     /// The process's exit code.
     pub exit: u8,
+    /// When to try again, where that is known.
+    pub retry_after: Option<std::time::Duration>,
 }
 
 /// What commands give back.
@@ -52,7 +54,14 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// A numbered failure; exit code and the first advice follow from the number.
     pub fn new(code: Code, what: impl Into<String>) -> Self {
-        Self { code: Some(code), what: what.into(), why: Vec::new(), tries: Vec::new(), exit: exit_of(code) }
+        Self {
+            code: Some(code),
+            what: what.into(),
+            why: Vec::new(),
+            tries: Vec::new(),
+            exit: exit_of(code),
+            retry_after: None,
+        }
     }
 
     /// The number's own sentence.
@@ -70,7 +79,14 @@ impl Failure {
 
     /// The command line was not understood.
     pub fn usage(what: impl Into<String>) -> Self {
-        Self { code: None, what: what.into(), why: Vec::new(), tries: Vec::new(), exit: exit::USAGE }
+        Self {
+            code: None,
+            what: what.into(),
+            why: Vec::new(),
+            tries: Vec::new(),
+            exit: exit::USAGE,
+            retry_after: None,
+        }
     }
 
     /// Adds a cause.

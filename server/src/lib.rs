@@ -1,6 +1,7 @@
 //! The binary `fanfare` as a library: configuration, the wiring of stores, router, gateway and HTTP into one process
 //! ([`node::Node`]), and the commands. It decides nothing about messages: that is the router's.
 
+pub mod accounts;
 pub mod admin_client;
 pub mod admin_file;
 pub mod administration;

@@ -8,7 +8,7 @@ use aws_lc_rs::{
     digest,
     signature::{Ed25519KeyPair, KeyPair},
 };
-use fanfare_proto::UserId;
+use fanfare_proto::{DeviceId, UserId};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde::Serialize;
 
@@ -44,6 +44,10 @@ struct Claims<'a> {
     sub: String,
     iat: u64,
     exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    did: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dgn: Option<u32>,
 }
 
 impl TokenIssuer {
@@ -91,12 +95,45 @@ impl TokenIssuer {
     /// # Errors
     /// Signing failed.
     pub fn issue(&self, user: UserId, ttl: Duration, now_ms: u64) -> Result<IssuedToken> {
+        self.sign(user, None, ttl, now_ms)
+    }
+
+    /// A token for that user's device alone, void once the device's generation is raised.
+    ///
+    /// # Errors
+    /// Signing failed.
+    pub fn issue_bound(
+        &self,
+        user: UserId,
+        device: DeviceId,
+        generation: u32,
+        ttl: Duration,
+        now_ms: u64,
+    ) -> Result<IssuedToken> {
+        self.sign(user, Some((device, generation)), ttl, now_ms)
+    }
+
+    fn sign(
+        &self,
+        user: UserId,
+        device: Option<(DeviceId, u32)>,
+        ttl: Duration,
+        now_ms: u64,
+    ) -> Result<IssuedToken> {
         let iat = now_ms / 1000;
         let exp = iat + ttl.min(TTL_MAX).as_secs().max(1);
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(TYPE.to_owned());
         header.kid = Some(self.kid.clone());
-        let claims = Claims { iss: &self.issuer, aud: &self.audience, sub: user.to_string(), iat, exp };
+        let claims = Claims {
+            iss: &self.issuer,
+            aud: &self.audience,
+            sub: user.to_string(),
+            iat,
+            exp,
+            did: device.map(|(device, _)| device.to_string()),
+            dgn: device.map(|(_, generation)| generation),
+        };
         let token = encode(&header, &claims, &self.key).context("a token could not be signed")?;
         Ok(IssuedToken { token, expires_unix_s: exp })
     }

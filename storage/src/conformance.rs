@@ -1,6 +1,7 @@
 //! What every backend must do, as checks generic over the traits. A backend's tests call [`check`] for each of
 //! [`CHECKS`] with a function that makes fresh, empty stores.
 
+mod accounts;
 mod content;
 mod metadata;
 mod script;
@@ -10,6 +11,7 @@ use std::{any::Any, sync::Arc};
 pub use script::Script;
 
 use crate::{
+    accounts::Accounts,
     content::{Content, Lists},
     log::Log,
     metadata::Metadata,
@@ -20,6 +22,8 @@ use crate::{
 pub struct Stores {
     /// Metadata.
     pub metadata: Arc<dyn Metadata>,
+    /// Accounts, of the same deployment.
+    pub accounts: Arc<dyn Accounts>,
     /// Ownership, of the same deployment.
     pub ownership: Arc<dyn Ownership>,
     /// Content.
@@ -48,6 +52,9 @@ pub const CHECKS: &[Check] = &[
     ("devices are revoked", metadata::devices_are_revoked),
     ("hashes and the walk tell every entry", metadata::hashes_and_walk),
     ("users' names are unique", metadata::user_names_are_unique),
+    ("an account is made whole or not at all", accounts::accounts_are_made_whole),
+    ("a refresh secret is taken once", accounts::refresh_secrets_are_taken_once),
+    ("revoking a user ends its logins", accounts::revoking_ends_logins),
     ("secrets are made once", metadata::secrets_are_made_once),
     ("ranges come newest first", content::ranges_come_newest_first),
     ("the highest epoch wins", content::highest_epoch_wins),

@@ -4,6 +4,7 @@
 //!
 //! The storage crate knows rows, bytes and hashes; it knows no session, no gateway and no fan-out.
 
+pub mod accounts;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod content;

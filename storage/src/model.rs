@@ -186,6 +186,8 @@ pub struct User {
     pub name: String,
     /// Bits: see the constants.
     pub flags: u32,
+    /// Tokens issued before this time are void, Unix seconds; raised by revocation.
+    pub tokens_from_s: u64,
 }
 
 impl User {

@@ -26,6 +26,7 @@ fn the_conformance_suite_passes() {
         let opened = embedded::open(folder.path(), &options()).expect("opened");
         Stores {
             metadata: opened.metadata.clone(),
+            accounts: opened.metadata.clone(),
             ownership: opened.metadata,
             content: opened.store.clone(),
             lists: opened.store.clone(),

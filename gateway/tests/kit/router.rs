@@ -163,7 +163,7 @@ impl Uplink for Router {
                 self.opens.lock().push((origin, proof, full, device_name));
                 let refused = match proof {
                     Proof::Resume { .. } => *self.refuse_resume.lock(),
-                    Proof::Token => None,
+                    Proof::Token { .. } => None,
                 };
                 let outcome = match refused.or(*self.refuse.lock()) {
                     Some(code) => Err(code),

@@ -155,7 +155,9 @@ impl Metadata for Faulty {
     fn user(&self, user: UserId) -> Result<Option<User>, StoreError> {
         let found = self.inner.user(user)?;
         let exists = self.everybody_exists.load(std::sync::atomic::Ordering::SeqCst);
-        Ok(found.or_else(|| exists.then(|| User { user, name: format!("user {user}"), flags: 0 })))
+        Ok(found.or_else(|| {
+            exists.then(|| User { user, name: format!("user {user}"), flags: 0, tokens_from_s: 0 })
+        }))
     }
 
     fn user_named(&self, name: &str) -> Result<Option<User>, StoreError> {

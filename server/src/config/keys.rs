@@ -79,6 +79,13 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, help: &'stat
 
 /// All of them, by name.
 pub const KEYS: &[Key] = &[
+    Key {
+        name: "accounts.registration",
+        kind: Kind::Choice(&["closed", "open"]),
+        default: "closed",
+        default_dev: Some("open"),
+        help: "whether people may make accounts themselves",
+    },
     key("data.folder", Kind::Path, "./fanfare-data", "where everything is kept"),
     key("gateway.lanes", Kind::Number(0, 64), "0", "threads that hold connections; 0: one per core"),
     Key {

@@ -121,6 +121,8 @@ pub struct Configuration {
     pub shards: u16,
     /// The log's form.
     pub log: LogForm,
+    /// Whether people may make accounts themselves.
+    pub registration_open: bool,
     /// `iss` of tokens.
     pub issuer: String,
     /// `aud` of tokens.
@@ -257,6 +259,7 @@ impl Layers {
                 "json" => LogForm::Json,
                 _ => LogForm::Auto,
             },
+            registration_open: self.text("accounts.registration") == "open",
             issuer: self.text("tokens.issuer").to_owned(),
             audience: self.text("tokens.audience").to_owned(),
         })

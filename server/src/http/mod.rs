@@ -1,6 +1,7 @@
 //! HTTP: health, metrics, discovery, one page for people, and `/admin/v1` for commands. Loopback unless configured.
 
 mod admin;
+mod api;
 mod pages;
 mod problem;
 mod serve;
@@ -11,11 +12,13 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
-    http::{HeaderValue, header},
+    http::{HeaderValue, Method, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use fanfare_gateway::Origins;
 use fanfare_proto::Code;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use pages::version_json;
 pub use problem::Problem;
@@ -30,8 +33,10 @@ pub const BODY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// All routes.
 pub fn routes(state: Arc<NodeState>) -> Router {
+    let api = api::routes(&state).layer(cors(&state));
     Router::new()
         .merge(pages::routes())
+        .merge(api)
         .nest("/admin/v1", admin::routes(Arc::clone(&state)))
         .fallback(|| async { Problem::not_found("no such path; / says what is here") })
         .method_not_allowed_fallback(|| async {
@@ -39,6 +44,19 @@ pub fn routes(state: Arc<NodeState>) -> Router {
         })
         .layer(middleware::from_fn(bounded))
         .with_state(state)
+}
+
+/// Pages of the allow-list, and of loopback in dev mode, may ask; no cookies.
+fn cors(state: &NodeState) -> CorsLayer {
+    let origins = Origins { loopback: state.dev, allowed: state.origins.clone() };
+    let allowed =
+        AllowOrigin::predicate(move |origin, _| origin.to_str().is_ok_and(|origin| origins.allows(origin)));
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+        .expose_headers([header::RETRY_AFTER])
+        .max_age(Duration::from_secs(600))
 }
 
 /// Reads the body whole, within bounds of bytes and time, before a handler sees the request.

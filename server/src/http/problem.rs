@@ -18,12 +18,13 @@ pub struct Problem {
     code: Code,
     detail: String,
     status: u16,
+    retry_after: Option<std::time::Duration>,
 }
 
 impl Problem {
     /// With the number's usual status; `detail` says what was wrong this time.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), status: status_of(code) }
+        Self { code, detail: detail.into(), status: status_of(code), retry_after: None }
     }
 
     /// The number's own sentence.
@@ -34,6 +35,13 @@ impl Problem {
     /// 404.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(Code::NO_SUCH_NAME, detail)
+    }
+
+    /// With when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: std::time::Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
     }
 
     /// With another status.
@@ -60,15 +68,27 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 
 fn status_of(code: Code) -> u16 {
     match code {
-        Code::NO_SUCH_NAME | Code::NO_SUCH_USER | Code::NO_SUCH_TARGET | Code::UNKNOWN_USER => 404,
+        Code::NO_SUCH_NAME | Code::NO_SUCH_USER | Code::NO_SUCH_TARGET => 404,
         Code::NAME_TAKEN | Code::CONFLICT | Code::NO_CHANGE => 409,
         Code::FORBIDDEN | Code::NOT_A_MEMBER => 403,
         Code::BODY_TOO_LARGE => 413,
         Code::RATE_LIMITED | Code::TOO_MANY_IN_FLIGHT => 429,
-        Code::RETRY_LATER | Code::READ_ONLY | Code::OVERLOADED | Code::GOING_AWAY => 503,
-        Code::INTERNAL | Code::OUTCOME_UNKNOWN | Code::CORRUPT | Code::DATA_DAMAGED => 500,
+        Code::OUTCOME_UNKNOWN | Code::RETRY_LATER | Code::READ_ONLY | Code::OVERLOADED | Code::GOING_AWAY => {
+            503
+        }
+        Code::INTERNAL | Code::CORRUPT | Code::DATA_DAMAGED => 500,
         Code::NOT_SERVED => 501,
-        Code::ADMIN_REFUSED => 401,
+        Code::ADMIN_REFUSED
+        | Code::TOKEN_MISSING
+        | Code::TOKEN_MALFORMED
+        | Code::TOKEN_EXPIRED
+        | Code::TOKEN_SIGNATURE
+        | Code::TOKEN_CLAIMS
+        | Code::REVOKED
+        | Code::UNKNOWN_USER
+        | Code::LOGIN_REFUSED
+        | Code::LOGIN_ENDED => 401,
+        Code::REGISTRATION_CLOSED => 403,
         _ => 400,
     }
 }
@@ -88,6 +108,10 @@ impl IntoResponse for Problem {
         let mut response = (status, body.to_string()).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -104,7 +128,8 @@ impl From<Code> for Problem {
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         let code = failure.code.unwrap_or(Code::BAD_FIELD);
-        Self::new(code, std::iter::once(failure.what).chain(failure.why).collect::<Vec<_>>().join("; "))
+        let text = std::iter::once(failure.what).chain(failure.why).collect::<Vec<_>>().join("; ");
+        Self { retry_after: failure.retry_after, ..Self::new(code, text) }
     }
 }
 

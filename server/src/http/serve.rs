@@ -3,7 +3,7 @@
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -15,6 +15,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::api::Peer;
 
 /// Connections at once; more wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -70,8 +72,9 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken) 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let (routes, stop) = (routes.clone(), stop.clone());
+            Ok((stream, peer)) => {
+                let routes = routes.clone().layer(Extension(Peer(peer.ip().to_canonical())));
+                let stop = stop.clone();
                 tasks.spawn(async move {
                     let _room = room;
                     serve(stream, routes, stop).await;

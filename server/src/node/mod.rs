@@ -1,6 +1,7 @@
 //! One process's parts, wired: stores, router, gateway, HTTP, and in dev mode the seeded people and their bot. Started
 //! in that order and stopped in the other.
 
+pub mod edge;
 mod metrics;
 pub mod stores;
 mod wiring;
@@ -22,18 +23,20 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::{
+    accounts::Accounts,
     admin_file::{self, AdminFile},
     administration::Administration,
     certificate::SelfSigned,
     cli::Seed,
     clock,
-    config::{Configuration, Plain},
+    config::{Configuration, LimitsProfile, Plain},
     echo_bot::EchoBot,
     failure::{Failure, Outcome},
     http::{self, HttpServer},
     seed,
     token::TokenIssuer,
 };
+use edge::Edge;
 use metrics::Metrics;
 
 /// What a node is started with.
@@ -64,6 +67,14 @@ pub struct NodeState {
     pub certificate_sha256: Vec<String>,
     /// What commands ask for.
     pub administration: Administration,
+    /// Who signs in.
+    pub accounts: Accounts,
+    /// The way of requests without a connection to their owners.
+    pub edge: Edge,
+    /// Pages that may ask.
+    pub origins: Vec<String>,
+    /// Rates are out of the way.
+    pub for_load: bool,
     certificate_not_after_s: Option<u64>,
     started_ms: u64,
     draining: AtomicBool,
@@ -184,8 +195,21 @@ impl Node {
         let tls = Tls::of(&configuration, started_ms)?;
 
         let router = wiring::router(&stores, shards).await?;
-        let gateway = wiring::gateway(&configuration, tls.source, &issuer, (&resume, &resets), &router)?;
+        let issuer = Arc::new(issuer);
+        let verifier = wiring::verifier(&configuration, &issuer)?;
+        let keys = (&*resume, &*resets);
+        let gateway = wiring::gateway(&configuration, tls.source, verifier.clone(), keys, &router)?;
         let address = gateway.addresses().first().copied().unwrap_or(configuration.listen);
+        let for_load = configuration.limits == LimitsProfile::Load;
+        let accounts = Accounts::new(
+            stores.accounts.clone(),
+            router.admin(),
+            Arc::clone(&issuer),
+            verifier,
+            configuration.registration_open,
+            for_load,
+        )?;
+        let edge = Edge::attach(&router);
         let administration = Administration::new(stores, issuer, router.admin());
         if seed == Seed::Demo {
             seed::demo(&administration).await?;
@@ -198,6 +222,10 @@ impl Node {
             admin_token: admin_file::fresh_token(),
             certificate_sha256: tls.sha256,
             administration,
+            accounts,
+            edge,
+            origins: configuration.origins.clone(),
+            for_load,
             certificate_not_after_s: tls.not_after_s,
             started_ms,
             draining: AtomicBool::new(false),

@@ -6,6 +6,7 @@ use std::{path::Path, sync::Arc};
 use fanfare_proto::{ChannelId, Code, ids::SHARDS_MAX};
 use fanfare_storage::{
     StoreError,
+    accounts::Accounts,
     content::{Content, Lists},
     embedded::{self, Options},
     log::Log,
@@ -27,6 +28,8 @@ use crate::{
 pub struct Stores {
     /// Who, when, which place.
     pub metadata: Arc<dyn Metadata>,
+    /// Passwords and logins.
+    pub accounts: Arc<dyn Accounts>,
     /// Who owns which shard.
     pub ownership: Arc<dyn Ownership>,
     /// What.
@@ -47,6 +50,7 @@ pub fn open(folder: &Path) -> Outcome<Stores> {
     let embedded = embedded::open(folder, &Options::default()).map_err(|error| refused(folder, error))?;
     Ok(Stores {
         metadata: embedded.metadata.clone(),
+        accounts: embedded.metadata.clone(),
         ownership: embedded.metadata,
         content: embedded.store.clone(),
         lists: embedded.store.clone(),

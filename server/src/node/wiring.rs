@@ -46,6 +46,19 @@ pub async fn router(stores: &Stores, shards: u16) -> Outcome<Router> {
     }
 }
 
+/// What checks tokens: this deployment's own key.
+///
+/// # Errors
+/// DATA_DAMAGED.
+pub fn verifier(configuration: &Configuration, issuer: &TokenIssuer) -> Outcome<Verifier> {
+    let public: [u8; 32] = issuer
+        .public_key()
+        .try_into()
+        .map_err(|_| Failure::new(Code::DATA_DAMAGED, "the tokens' public key has not 32 bytes"))?;
+    let keys = [(issuer.kid().to_owned(), public)];
+    Ok(Verifier::new(&configuration.issuer, &configuration.audience, &keys))
+}
+
 /// Starts the gateway and joins it to the router.
 ///
 /// # Errors
@@ -53,20 +66,14 @@ pub async fn router(stores: &Stores, shards: u16) -> Outcome<Router> {
 pub fn gateway(
     configuration: &Configuration,
     tls: TlsSource,
-    issuer: &TokenIssuer,
+    verifier: Verifier,
     (resume, resets): (&[u8], &[u8]),
     router: &Router,
 ) -> Outcome<Gateway> {
-    let public: [u8; 32] = issuer
-        .public_key()
-        .try_into()
-        .map_err(|_| Failure::new(Code::DATA_DAMAGED, "the tokens' public key has not 32 bytes"))?;
     let resume: [u8; 32] = resume
         .try_into()
         .map_err(|_| Failure::new(Code::DATA_DAMAGED, "the key of resume secrets has not 32 bytes"))?;
     let reset_key = resets.try_into().ok();
-    let verifier =
-        Verifier::new(&configuration.issuer, &configuration.audience, &[(issuer.kid().to_owned(), public)]);
     let config = Config {
         id: GATEWAY,
         listen: vec![configuration.listen],

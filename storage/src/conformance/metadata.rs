@@ -308,7 +308,12 @@ pub fn hashes_and_walk(stores: &Stores) {
 }
 
 pub fn user_names_are_unique(stores: &Stores) {
-    let user = |id: u64, name: &str| User { user: UserId(id), name: name.to_owned(), flags: User::BOT };
+    let user = |id: u64, name: &str| User {
+        user: UserId(id),
+        name: name.to_owned(),
+        flags: User::BOT,
+        tokens_from_s: 0,
+    };
     assert!(stores.metadata.add_user(&user(4, "ann")).expect("written"));
     // A user's id counts as given by its shard: no owner gives it again, whatever its clock says.
     stores.ownership.take(0).expect("taken");

@@ -1,5 +1,6 @@
 //! The embedded stores, the default: SQLite for metadata, fjall for content, lists and the log, in one data folder.
 
+mod accounts;
 mod checkpoint;
 mod commit;
 mod content;

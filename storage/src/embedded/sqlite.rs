@@ -31,7 +31,8 @@ use crate::{
     ownership::{Lease, Ownership},
 };
 
-const META_MIGRATIONS: &[&str] = &[include_str!("../../migrations/meta/0001.sql")];
+const META_MIGRATIONS: &[&str] =
+    &[include_str!("../../migrations/meta/0001.sql"), include_str!("../../migrations/meta/0002.sql")];
 const CURSORS_MIGRATIONS: &[&str] = &[include_str!("../../migrations/cursors/0001.sql")];
 
 /// The embedded metadata store. Holds every shard of the deployment.
@@ -70,6 +71,24 @@ impl SqliteMetadata {
         Ok(Self { meta, cursors, outbox: Mutex::new(outbox), checkpointer, _lock: lock })
     }
 
+    /// As [`Database::write`] of `meta.db`.
+    pub(super) fn write_meta<T>(
+        &self,
+        step: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let value = self.meta.write(step)?;
+        self.written(0);
+        Ok(value)
+    }
+
+    /// As [`Database::read`] of `meta.db`.
+    pub(super) fn read_meta<T>(
+        &self,
+        query: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.meta.read(query)
+    }
+
     fn written(&self, bytes: usize) {
         self.checkpointer.written(bytes as u64);
     }
@@ -102,7 +121,36 @@ fn channel_of(row: &Row<'_>) -> rusqlite::Result<Channel> {
 }
 
 fn user_of(row: &Row<'_>) -> rusqlite::Result<User> {
-    Ok(User { user: UserId(unsigned(row, 0)?), name: row.get(1)?, flags: row.get(2)? })
+    let user = UserId(unsigned(row, 0)?);
+    Ok(User { user, name: row.get(1)?, flags: row.get(2)?, tokens_from_s: unsigned(row, 3)? })
+}
+
+/// A user by id.
+pub(super) fn user_by_id(connection: &rusqlite::Connection, user: UserId) -> rusqlite::Result<Option<User>> {
+    connection
+        .prepare_cached("SELECT user, name, flags, tokens_from_s FROM users WHERE user = ?")?
+        .query_row([sql(user.0)], user_of)
+        .optional()
+}
+
+/// Inserts a user; `false` where the name is taken.
+pub(super) fn insert_user(connection: &rusqlite::Connection, user: &User) -> Result<bool, StoreError> {
+    let added = connection
+        .prepare_cached("INSERT INTO users (user, name, flags, tokens_from_s) VALUES (?, ?, ?, ?)")
+        .and_then(|mut insert| {
+            insert.execute((sql(user.user.0), &user.name, user.flags, sql(user.tokens_from_s)))
+        });
+    match added {
+        Ok(_) => {}
+        Err(error) if sql_error::is_conflict(&error) => return Ok(false),
+        Err(error) => return Err(sql_error::of_statement(&error)),
+    }
+    // The id is given: with a clock that was set back, no owner may give it again.
+    connection
+        .prepare_cached("UPDATE shards SET last_id = max(last_id, ?) WHERE shard = ?")
+        .and_then(|mut update| update.execute((sql(user.user.0), user.user.shard().0)))
+        .map(|_| true)
+        .map_err(|error| sql_error::of_statement(&error))
 }
 
 /// Unix milliseconds by this machine's clock.
@@ -283,37 +331,17 @@ impl Metadata for SqliteMetadata {
     }
 
     fn add_user(&self, user: &User) -> Result<bool, StoreError> {
-        self.meta.write(|connection| {
-            let added = connection
-                .prepare_cached("INSERT INTO users (user, name, flags) VALUES (?, ?, ?)")
-                .and_then(|mut insert| insert.execute((sql(user.user.0), &user.name, user.flags)));
-            match added {
-                Ok(_) => {}
-                Err(error) if sql_error::is_conflict(&error) => return Ok(false),
-                Err(error) => return Err(sql_error::of_statement(&error)),
-            }
-            // The id is given: with a clock that was set back, no owner may give it again.
-            connection
-                .prepare_cached("UPDATE shards SET last_id = max(last_id, ?) WHERE shard = ?")
-                .and_then(|mut update| update.execute((sql(user.user.0), user.user.shard().0)))
-                .map(|_| true)
-                .map_err(|error| sql_error::of_statement(&error))
-        })
+        self.meta.write(|connection| insert_user(connection, user))
     }
 
     fn user(&self, user: UserId) -> Result<Option<User>, StoreError> {
-        self.meta.read(|connection| {
-            connection
-                .prepare_cached("SELECT user, name, flags FROM users WHERE user = ?")?
-                .query_row([sql(user.0)], user_of)
-                .optional()
-        })
+        self.meta.read(|connection| user_by_id(connection, user))
     }
 
     fn user_named(&self, name: &str) -> Result<Option<User>, StoreError> {
         self.meta.read(|connection| {
             connection
-                .prepare_cached("SELECT user, name, flags FROM users WHERE name = ?")?
+                .prepare_cached("SELECT user, name, flags, tokens_from_s FROM users WHERE name = ?")?
                 .query_row([name], user_of)
                 .optional()
         })
@@ -322,7 +350,9 @@ impl Metadata for SqliteMetadata {
     fn users(&self, after: UserId, limit: usize) -> Result<Vec<User>, StoreError> {
         self.meta.read(|connection| {
             connection
-                .prepare_cached("SELECT user, name, flags FROM users WHERE user > ? ORDER BY user LIMIT ?")?
+                .prepare_cached(
+                    "SELECT user, name, flags, tokens_from_s FROM users WHERE user > ? ORDER BY user LIMIT ?",
+                )?
                 .query_map([sql(after.0), limit_of(limit)], user_of)?
                 .collect()
         })
