@@ -49,7 +49,15 @@ impl Verified {
 pub struct Verifier {
     issuer: Arc<str>,
     audience: Arc<str>,
-    keys: Arc<ArcSwap<HashMap<String, DecodingKey>>>,
+    /// By `kid`: each with the issuer that it speaks for. Issuers choose their ids, so that two may have the same.
+    keys: Arc<ArcSwap<HashMap<String, Vec<IssuerKey>>>>,
+}
+
+#[derive(Clone)]
+struct IssuerKey {
+    issuer: Arc<str>,
+    bytes: [u8; 32],
+    key: DecodingKey,
 }
 
 impl std::fmt::Debug for Verifier {
@@ -84,17 +92,45 @@ struct Claims {
 impl Verifier {
     /// Trusts these Ed25519 public keys (32 bytes, by their `kid`) for tokens of that `iss` and `aud`.
     pub fn new(issuer: &str, audience: &str, keys: &[(String, [u8; 32])]) -> Self {
-        let keys = ArcSwap::from_pointee(Self::prepare(keys));
-        Self { issuer: issuer.into(), audience: audience.into(), keys: Arc::new(keys) }
+        let this = Self { issuer: issuer.into(), audience: audience.into(), keys: Arc::default() };
+        this.trust(issuer, keys);
+        this
     }
 
-    /// Takes other keys, at once and for all clones.
+    /// Takes these keys in the place of all that this issuer had, at once and for all clones; says whether that changed any.
+    pub fn trust(&self, issuer: &str, keys: &[(String, [u8; 32])]) -> bool {
+        let now = self.keys.load();
+        let mut had: Vec<(&String, [u8; 32])> = Vec::new();
+        for (kid, of_id) in now.iter() {
+            had.extend(of_id.iter().filter(|key| *key.issuer == *issuer).map(|key| (kid, key.bytes)));
+        }
+        had.sort_unstable();
+        let mut wanted: Vec<(&String, [u8; 32])> = keys.iter().map(|(kid, bytes)| (kid, *bytes)).collect();
+        wanted.sort_unstable();
+        if had == wanted {
+            return false;
+        }
+        let issuer: Arc<str> = issuer.into();
+        self.keys.rcu(|now| {
+            let mut next = HashMap::clone(now);
+            for of_id in next.values_mut() {
+                of_id.retain(|key| key.issuer != issuer);
+            }
+            for (kid, bytes) in keys {
+                let key =
+                    IssuerKey { issuer: issuer.clone(), bytes: *bytes, key: DecodingKey::from_ed_der(bytes) };
+                next.entry(kid.clone()).or_default().push(key);
+            }
+            next.retain(|_, of_id| !of_id.is_empty());
+            next
+        });
+        true
+    }
+
+    /// Takes other keys of the deployment's own issuer.
     pub fn rotate(&self, keys: &[(String, [u8; 32])]) {
-        self.keys.store(Arc::new(Self::prepare(keys)));
-    }
-
-    fn prepare(keys: &[(String, [u8; 32])]) -> HashMap<String, DecodingKey> {
-        keys.iter().map(|(kid, key)| (kid.clone(), DecodingKey::from_ed_der(key))).collect()
+        let issuer = Arc::clone(&self.issuer);
+        self.trust(&issuer, keys);
     }
 
     /// Checks a token's form, signature and claims, in this order.
@@ -113,20 +149,27 @@ impl Verifier {
             return Err(Code::TOKEN_MALFORMED);
         }
         let keys = self.keys.load();
-        let key = keys.get(header.kid).ok_or(Code::TOKEN_SIGNATURE)?;
-        let signed = jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, Algorithm::EdDSA);
-        match signed {
-            Ok(true) => {}
-            Ok(false) => return Err(Code::TOKEN_SIGNATURE),
-            Err(_) => return Err(Code::TOKEN_MALFORMED),
+        let of_id = keys.get(header.kid).ok_or(Code::TOKEN_SIGNATURE)?;
+        let mut signer = None;
+        for known in of_id {
+            match jsonwebtoken::crypto::verify(signature, message.as_bytes(), &known.key, Algorithm::EdDSA) {
+                Ok(true) => {
+                    signer = Some(known);
+                    break;
+                }
+                Ok(false) => {}
+                Err(_) => return Err(Code::TOKEN_MALFORMED),
+            }
         }
+        let signer = signer.ok_or(Code::TOKEN_SIGNATURE)?;
         let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| Code::TOKEN_MALFORMED)?;
         let claims: Claims = serde_json::from_slice(&claims).map_err(|_| Code::TOKEN_CLAIMS)?;
-        self.check(&claims, unix_ms / 1000)
+        // Who signed speaks for its own issuer alone.
+        self.check(&claims, &signer.issuer, unix_ms / 1000)
     }
 
-    fn check(&self, claims: &Claims, now_s: u64) -> Result<Verified, Code> {
-        if *claims.iss != *self.issuer || *claims.aud != *self.audience {
+    fn check(&self, claims: &Claims, issuer: &str, now_s: u64) -> Result<Verified, Code> {
+        if *claims.iss != *issuer || *claims.aud != *self.audience {
             return Err(Code::TOKEN_CLAIMS);
         }
         let user = UserId(id_of(&claims.sub).filter(|user| user >> 63 == 0).ok_or(Code::TOKEN_CLAIMS)?);

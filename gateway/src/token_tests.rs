@@ -211,3 +211,27 @@ fn a_token_of_a_login_is_bound_to_its_device() {
         assert_eq!(verifier.verify(&odd, NOW_S * 1000), Err(Code::TOKEN_CLAIMS), "{key} {value}");
     }
 }
+
+#[test]
+fn another_issuer_speaks_for_itself_alone_and_its_keys_rotate() {
+    let (own, other) = (Issuer::new(), Issuer::new());
+    let verifier = own.verifier();
+    let public = |issuer: &Issuer| -> [u8; 32] { issuer.0.public_key().as_ref().try_into().unwrap() };
+    // It may even choose the same id for its key.
+    assert!(verifier.trust("shop", &[("k1".into(), public(&other))]));
+    assert!(!verifier.trust("shop", &[("k1".into(), public(&other))]));
+    let verify = |issuer: &Issuer, claims: &str| {
+        verifier.verify(&issuer.sign(&header().to_string(), claims), NOW_S * 1000)
+    };
+    let of_shop = with(claims(), "iss", json!("shop"));
+    assert!(verify(&other, &of_shop).is_ok() && verify(&own, &claims().to_string()).is_ok());
+    assert_eq!(verify(&other, &claims().to_string()), Err(Code::TOKEN_CLAIMS), "shop signs as if it were we");
+    assert_eq!(verify(&own, &of_shop), Err(Code::TOKEN_CLAIMS));
+    let next = Issuer::new();
+    assert!(verifier.trust("shop", &[("k1".into(), public(&next))]));
+    assert_eq!(verify(&other, &of_shop), Err(Code::TOKEN_SIGNATURE));
+    assert!(verify(&next, &of_shop).is_ok());
+    assert!(verifier.trust("shop", &[]));
+    assert_eq!(verify(&next, &of_shop), Err(Code::TOKEN_SIGNATURE));
+    assert!(verify(&own, &claims().to_string()).is_ok());
+}

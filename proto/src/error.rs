@@ -100,7 +100,7 @@ codes! {
     CHANNEL_FULL = 3012, Never, "The channel or the user's list of channels is full.", "See \"Limits\" in docs/protocol.md.";
     NO_SUCH_NAME = 3013, Never, "No user or channel of that name exists.", "List them: fanfare user ls, fanfare channel ls.";
     NAME_TAKEN = 3014, Never, "The name is taken.", "Choose another name.";
-    PASSWORD_LENGTH = 3015, Never, "A password has 8 to 256 bytes.", "Choose another password.";
+    PASSWORD_LENGTH = 3015, Never, "A password has at least 8 characters and at most 256 bytes.", "Choose another password.";
 
     RATE_LIMITED = 4001, BackOff, "Too many requests in too short a time.", "Wait as long as the answer says.";
     BODY_TOO_LARGE = 4002, Never, "The body is over 16 KiB, or the whole entry over 24 KiB.", "Split it, or send it as an attachment.";

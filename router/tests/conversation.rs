@@ -9,6 +9,7 @@ use fanfare_proto::{
     link::Proof,
     wire,
 };
+use fanfare_storage::model::User;
 use support::{
     House, code, faulty::Fault, gateway::frames_of, id_at, membership, new_id, now_ms, text, text_of, whole,
 };
@@ -377,11 +378,8 @@ async fn sessions_are_registered_replaced_refused_and_ended() {
     let users = house.users(1).await;
     let gateway = house.gateway.clone();
     let open = |user: UserId, device: u64, proof: Proof| gateway.open(user, DeviceId(device), proof, true);
-    assert_eq!(
-        open(UserId(5), 1, Proof::Token { issued_s: u64::MAX, generation: None }).await.err(),
-        Some(Code::UNKNOWN_USER)
-    );
-    let mut first = open(users[0], 1, Proof::Token { issued_s: u64::MAX, generation: None }).await.unwrap();
+    assert_eq!(open(UserId(5), 1, support::TOKEN).await.err(), Some(Code::UNKNOWN_USER));
+    let mut first = open(users[0], 1, support::TOKEN).await.unwrap();
     let mut second = open(users[0], 1, Proof::Resume { generation: 0 }).await.unwrap();
     let kicked = first
         .wait_for(|given| match given {
@@ -403,7 +401,44 @@ async fn sessions_are_registered_replaced_refused_and_ended() {
         .await;
     assert_eq!(kicked, Code::REVOKED);
     assert_eq!(open(users[0], 1, Proof::Resume { generation: 0 }).await.err(), Some(Code::RESUME_REFUSED));
-    assert!(open(users[0], 1, Proof::Token { issued_s: u64::MAX, generation: None }).await.is_ok());
+    assert!(open(users[0], 1, support::TOKEN).await.is_ok());
+    drop(admin);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_user_is_out_on_every_device_and_comes_in_again_by_what_is_newer() {
+    let mut house = House::new().await;
+    let users = house.users(1).await;
+    let gateway = house.gateway.clone();
+    let open = |device: u64, proof: Proof| gateway.open(users[0], DeviceId(device), proof, true);
+    let issued = |issued_s: u64| Proof::Token { issued_s, generation: None };
+    let mut sessions = vec![open(1, issued(100)).await.unwrap(), open(2, issued(100)).await.unwrap()];
+    let admin = house.router().admin();
+    let row = admin.user(users[0]).await.unwrap().unwrap();
+    admin.revoke_user(User { tokens_from_s: 200, ..row }, Code::REVOKED).await.unwrap();
+    for session in &mut sessions {
+        let kicked = session
+            .wait_for(|given| match given {
+                support::gateway::Given::Kicked(code) => Some(*code),
+                _ => None,
+            })
+            .await;
+        assert_eq!(kicked, Code::REVOKED);
+    }
+    assert_eq!(open(1, issued(199)).await.err(), Some(Code::REVOKED));
+    for device in [1, 2] {
+        let resumed = open(device, Proof::Resume { generation: 0 }).await;
+        assert_eq!(resumed.err(), Some(Code::RESUME_REFUSED), "device {device}");
+    }
+    assert!(open(1, issued(200)).await.is_ok());
+    // A token of a login, bound to the device's generation.
+    let bound = |generation| Proof::Token { issued_s: 200, generation: Some(generation) };
+    assert!(open(1, bound(1)).await.is_ok());
+    assert_eq!(open(1, bound(0)).await.err(), Some(Code::REVOKED));
+    admin.revoke_device(users[0], DeviceId(1)).await.unwrap();
+    assert_eq!(open(1, bound(1)).await.err(), Some(Code::REVOKED));
+    assert!(open(1, bound(2)).await.is_ok());
     drop(admin);
     house.stop().await;
 }

@@ -154,16 +154,7 @@ impl Story {
         if self.clients.contains_key(&(user, device)) {
             return;
         }
-        let opened = self
-            .house
-            .gateway
-            .open(
-                self.users[user],
-                DeviceId(device),
-                Proof::Token { issued_s: u64::MAX, generation: None },
-                false,
-            )
-            .await;
+        let opened = self.house.gateway.open(self.users[user], DeviceId(device), support::TOKEN, false).await;
         let Ok(session) = opened else { return };
         let acked = session.opened.as_ref().unwrap().acks_confirmed;
         let client = Client { session, follows: HashMap::new(), acked };

@@ -27,10 +27,7 @@ async fn one_send_is_one_message_per_gateway() {
     let mut sessions = Vec::new();
     for (number, user) in members.iter().take(SESSIONS).enumerate() {
         let gateway = if number % 2 == 0 { &house.gateway } else { &second };
-        let mut session = gateway
-            .open(*user, DeviceId(1), Proof::Token { issued_s: u64::MAX, generation: None }, false)
-            .await
-            .unwrap();
+        let mut session = gateway.open(*user, DeviceId(1), support::TOKEN, false).await.unwrap();
         session.sync(&[]).await;
         sessions.push(session);
     }

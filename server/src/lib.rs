@@ -12,6 +12,7 @@ pub mod config;
 pub mod failure;
 pub mod history;
 pub mod http;
+pub mod jwks;
 pub mod logs;
 pub mod node;
 pub mod output;

@@ -57,6 +57,9 @@ pub struct House {
     pub folder: Arc<tempfile::TempDir>,
 }
 
+/// A token issued just now, bound to no device.
+pub const TOKEN: Proof = Proof::Token { issued_s: u64::MAX, generation: None };
+
 impl House {
     pub async fn new() -> Self {
         Self::with(Arc::new(tempfile::tempdir().unwrap()), |_| ()).await
@@ -126,10 +129,7 @@ impl House {
     }
 
     pub async fn open(&self, user: UserId, device: u64) -> Session {
-        self.gateway
-            .open(user, DeviceId(device), Proof::Token { issued_s: u64::MAX, generation: None }, false)
-            .await
-            .unwrap()
+        self.gateway.open(user, DeviceId(device), TOKEN, false).await.unwrap()
     }
 
     pub async fn group(&self, owner: UserId, members: &[UserId]) -> ChannelId {

@@ -9,8 +9,8 @@ use argon2::{
 use fanfare_proto::Code;
 use tokio::sync::Semaphore;
 
-/// Bytes of a password.
-pub const PASSWORD_BYTES_MIN: usize = 8;
+/// Characters of a password at least.
+pub const PASSWORD_CHARS_MIN: usize = 8;
 /// Bytes of a password; longer ones are refused before any work.
 pub const PASSWORD_BYTES_MAX: usize = 256;
 /// Memory of one hash, KiB, and passes over it: OWASP ASVS 5.0 (11.4.2 and its appendix) names 46 MiB with one pass.
@@ -105,7 +105,7 @@ impl Passwords {
 }
 
 fn bounded(password: &str) -> Result<String, Code> {
-    if (PASSWORD_BYTES_MIN..=PASSWORD_BYTES_MAX).contains(&password.len()) {
+    if password.len() <= PASSWORD_BYTES_MAX && password.chars().count() >= PASSWORD_CHARS_MIN {
         Ok(password.to_owned())
     } else {
         Err(Code::PASSWORD_LENGTH)

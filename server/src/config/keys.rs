@@ -125,6 +125,12 @@ pub const KEYS: &[Key] = &[
     key("tls.key", Kind::Path, "", "PEM key of the certificate"),
     key("tokens.audience", Kind::Text, "fanfare", "aud of tokens"),
     key("tokens.issuer", Kind::Text, "fanfare", "iss of tokens"),
+    key(
+        "tokens.trusted",
+        Kind::List,
+        "",
+        "other issuers whose tokens are taken: ISSUER=URL or ISSUER=FILE of a JWKS",
+    ),
 ];
 
 /// The key of that name.

@@ -20,6 +20,7 @@ pub use suggest::nearest;
 use crate::{
     cli::{Global, Start, parse_address},
     failure::{Failure, Outcome},
+    jwks::Trusted,
 };
 
 /// What the environment's names begin with; sections and keys follow with two underscores, so that what Kubernetes
@@ -127,6 +128,8 @@ pub struct Configuration {
     pub issuer: String,
     /// `aud` of tokens.
     pub audience: String,
+    /// Other issuers whose tokens are taken.
+    pub trusted: Vec<Trusted>,
 }
 
 impl Layers {
@@ -207,6 +210,13 @@ impl Layers {
         }
     }
 
+    fn list(&self, name: &str) -> &[String] {
+        match self.values.get(name) {
+            Some((Value::List(items), _)) => items,
+            _ => &[],
+        }
+    }
+
     fn number(&self, name: &str) -> u64 {
         match self.values.get(name) {
             Some((Value::Number(number), _)) => *number,
@@ -236,15 +246,19 @@ impl Layers {
                 }]);
             }
         };
-        let origins = match self.values.get("gateway.origins") {
-            Some((Value::List(items), _)) => items.clone(),
-            _ => Vec::new(),
-        };
+        let mut trusted = Vec::new();
+        for text in self.list("tokens.trusted") {
+            trusted.push(Trusted::parse(text).map_err(|what| {
+                let advice = "ISSUER=https://host/path, or ISSUER=FILE".into();
+                vec![Problem { code: Code::CONFIG_VALUE, what: format!("`tokens.trusted`: {what}"), advice }]
+            })?);
+        }
         Ok(Configuration {
             folder: self.text("data.folder").into(),
             listen: self.address("gateway.listen"),
             http: self.address("http.listen"),
-            origins,
+            origins: self.list("gateway.origins").to_vec(),
+            trusted,
             plain: if self.text("gateway.plain") == "always" { Plain::Always } else { Plain::Loopback },
             lanes: self.number("gateway.lanes") as usize,
             tls,

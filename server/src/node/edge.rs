@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use fanfare_proto::{
-    ChannelId, Code, DeviceId, Frame, FrameType, SessionId, UserId, frame,
+    ChannelId, Code, DeviceId, Frame, FrameType, SessionId, UserId, check, frame,
     header::{class, flags},
     link::{Down, Downlink, GatewayId, Handle, Origin, Up, Uplink},
     wire,
@@ -83,6 +83,8 @@ impl Edge {
         let mark = if send.first_attempt_ms > 0 { flags::RETRY } else { 0 };
         let mut bytes = frame::routed(FrameType::Send, class::MESSAGE, mark, 0, channel, 1, send);
         let frame = Frame::split_from(&mut bytes)?.ok_or(Code::INTERNAL)?;
+        // What a connection's session checks before anything goes on.
+        check::check(&frame, true)?;
         let origin = Origin {
             gateway: GATEWAY,
             handle: Handle::new(0, 0, number),

@@ -33,7 +33,7 @@ use crate::{
     echo_bot::EchoBot,
     failure::{Failure, Outcome},
     http::{self, HttpServer},
-    seed,
+    jwks, seed,
     token::TokenIssuer,
 };
 use edge::Edge;
@@ -161,6 +161,7 @@ pub struct Node {
     gateway: fanfare_gateway::Gateway,
     http: HttpServer,
     bot: Option<EchoBot>,
+    trusted: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Node {
@@ -197,6 +198,8 @@ impl Node {
         let router = wiring::router(&stores, shards).await?;
         let issuer = Arc::new(issuer);
         let verifier = wiring::verifier(&configuration, &issuer)?;
+        let trusted = (!configuration.trusted.is_empty())
+            .then(|| jwks::start(configuration.trusted.clone(), verifier.clone()));
         let keys = (&*resume, &*resets);
         let gateway = wiring::gateway(&configuration, tls.source, verifier.clone(), keys, &router)?;
         let address = gateway.addresses().first().copied().unwrap_or(configuration.listen);
@@ -246,7 +249,7 @@ impl Node {
         file.write(&state.folder).map_err(|error| {
             Failure::from(error).why(format!("{} could not be written", admin_file::FILE))
         })?;
-        Ok(Self { state, router, gateway, http, bot })
+        Ok(Self { state, router, gateway, http, bot, trusted })
     }
 
     /// What HTTP and commands look at.
@@ -257,6 +260,9 @@ impl Node {
     /// Stops everything: readiness first, then connections with a word and `grace`, then what is accepted is written.
     pub async fn stop(self, grace: Duration) {
         self.state.draining.store(true, Ordering::Relaxed);
+        if let Some(trusted) = self.trusted {
+            trusted.abort();
+        }
         if let Some(bot) = self.bot {
             bot.stop().await;
         }

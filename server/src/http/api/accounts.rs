@@ -108,7 +108,7 @@ struct NewAccount {
     /// 1 to 64 bytes, no spaces, none of `@ / ,`, not digits alone.
     #[schema(example = "erin", max_length = 64)]
     name: String,
-    /// 8 to 256 bytes.
+    /// At least 8 characters, at most 256 bytes.
     #[schema(example = "correct horse battery", min_length = 8, max_length = 256)]
     password: String,
 }
@@ -256,7 +256,7 @@ async fn account(caller: Caller) -> Json<AccountBody> {
 struct NewPassword {
     #[schema(max_length = 256)]
     old: String,
-    /// 8 to 256 bytes.
+    /// At least 8 characters, at most 256 bytes.
     #[schema(min_length = 8, max_length = 256)]
     new: String,
 }

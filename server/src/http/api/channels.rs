@@ -92,8 +92,8 @@ async fn list(State(node): Node, caller: Caller) -> Answer<ChannelsBody> {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewChannel {
-    /// 1 to 128 bytes, not digits alone, not beginning with `@`.
-    #[schema(example = "crabs", max_length = 128)]
+    /// 1 to 256 bytes, not digits alone, not beginning with `@`.
+    #[schema(example = "crabs", min_length = 1, max_length = 256)]
     name: String,
     /// First members beside the caller, who owns it: names or ids, at most 1,000.
     #[serde(default)]
@@ -154,6 +154,7 @@ async fn info(State(node): Node, caller: Caller, Ids([channel]): Ids<1>) -> Answ
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct MembersAsked {
     /// Members with an id above this one.
     #[param(value_type = Option<String>, pattern = "^[1-9][0-9]{0,18}$")]
@@ -304,6 +305,7 @@ async fn remove_member(
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct HistoryAsked {
     /// Messages with a seq below this one; without it the newest.
     #[param(minimum = 1)]

@@ -1,0 +1,32 @@
+"""Requests to a running server, answers as (status, headers, JSON)."""
+
+import http.client
+import json
+
+
+class Http:
+    def __init__(self, url):
+        self.host = url.removeprefix("http://")
+
+    def ask(self, method, path, body=None, token=None, **headers):
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        raw = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        connection.request(method, path, body=raw, headers=headers)
+        response = connection.getresponse()
+        text = response.read()
+        connection.close()
+        kind = response.headers.get("content-type", "")
+        return response.status, response.headers, json.loads(text) if "json" in kind else text
+
+    def good(self, method, path, body=None, token=None, **headers):
+        status, _, answer = self.ask(method, path, body, token, **headers)
+        assert status in (200, 201), f"{method} {path}: {status} {answer}"
+        return answer
+
+    def refused(self, wanted, number, method, path, body=None, token=None, **headers):
+        status, answered, answer = self.ask(method, path, body, token, **headers)
+        assert (status, answer.get("number")) == (wanted, number), f"{method} {path}: {status} {answer}"
+        assert answered["content-type"] == "application/problem+json", answered["content-type"]
+        return answered, answer
