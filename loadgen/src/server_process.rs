@@ -144,7 +144,8 @@ impl ServerProcess {
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             if let Some(status) = self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-                bail!("the server ended at once ({status}):\n{}", self.log_tail());
+                let kept = self.keep();
+                bail!("the server ended at once ({status}){kept}:\n{}", self.log_tail());
             }
             if let Ok(text) = fs::read(&admin)
                 && let Ok(file) = serde_json::from_slice::<AdminFile>(&text)
@@ -156,6 +157,20 @@ impl ServerProcess {
             }
             // The file appears when the server is ready; there is nothing else to wait on across processes.
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Copies data and log to the folder that `FANFARE_KEEP` names, where it names one: the scratch folder goes with this run.
+    fn keep(&self) -> String {
+        let Some(folder) = std::env::var_os("FANFARE_KEEP") else { return String::new() };
+        let folder = PathBuf::from(folder);
+        let copy = |from: &Path| {
+            Command::new("cp").arg("-a").arg(from).arg(&folder).status().is_ok_and(|copy| copy.success())
+        };
+        if fs::create_dir_all(&folder).is_ok() && copy(&self.data) && copy(&self.log) {
+            format!("; its data and log are kept in {}", folder.display())
+        } else {
+            format!("; nothing could be kept in {}", folder.display())
         }
     }
 
