@@ -82,7 +82,7 @@ impl Sample {
             at: Instant::now(),
             status,
             sends: sum(&metrics, "fanfare_router_sends_total"),
-            deliveries: sum(&metrics, "fanfare_gateway_buffers_out_total"),
+            deliveries: sum(&metrics, "fanfare_gateway_entries_out_total"),
             cpu_s: sum(&metrics, "process_cpu_seconds_total"),
             memory_bytes: sum(&metrics, "process_resident_memory_bytes"),
         })

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::process::{Server, fanfare, lines, stderr, stdout, wait_for};
+use crate::process::{PATIENCE, Server, fanfare, lines, stderr, stdout, wait_for};
 
 /// Runs a command with that on its stdin.
 fn fed(mut command: Command, input: &str) -> Output {
@@ -288,6 +288,35 @@ fn top_prints_what_the_server_does() {
     let nowhere = tempfile::tempdir().expect("a scratch folder");
     let none = fanfare(&["top", "--count", "1"]).current_dir(nowhere.path()).output();
     assert_eq!(none.expect("the binary runs").status.code(), Some(3));
+}
+
+#[test]
+fn top_counts_what_is_sent_and_what_is_delivered() {
+    let server = Server::dev();
+    let mut listener = server.command(&["listen", "general", "--as", "carol"]);
+    let mut listener =
+        listener.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    wait_for(&lines(listener.stderr.take().expect("piped")), "listening");
+    let mut top = server.command(&["top", "--interval", "100ms", "--json"]);
+    let mut top = top.stdout(Stdio::piped()).spawn().expect("the binary runs");
+    let samples = lines(top.stdout.take().expect("piped"));
+    let next = || -> Value {
+        let line = samples.recv_timeout(PATIENCE).expect("another line");
+        serde_json::from_str(&line).expect("one object a line")
+    };
+    let first = next();
+    assert!(first["sessions"].as_u64().is_some_and(|sessions| sessions >= 1), "{first}");
+    server.ok(&["send", "general", "counted", "--as", "bob"]);
+    let (mut sent, mut delivered) = (false, false);
+    while !(sent && delivered) {
+        let sample = next();
+        sent |= sample["sends_per_s"].as_f64().is_some_and(|rate| rate > 0.0);
+        delivered |= sample["deliveries_per_s"].as_f64().is_some_and(|rate| rate > 0.0);
+    }
+    for child in [&mut listener, &mut top] {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }
 
 /// A command of somebody whose contexts are kept there.
