@@ -60,6 +60,7 @@ generate:
     UPDATE_WIRE=1 cargo test -p fanfare-proto --test schema
     UPDATE_VECTORS=1 cargo test -p fanfare-proto --test vectors
     UPDATE_DOCS=1 cargo test -p fanfare-proto --test documents
+    UPDATE_DOCS=1 cargo test -p fanfare-server --lib the_reference
 
 # Everything, as continuous integration does it.
 ci:

@@ -19,6 +19,7 @@ struct Gather {
     buffer: Vec<u8>,
     tiers: Tiers,
     kind: Kind,
+    entries: u64,
 }
 
 /// A buffer that is ready for its readers.
@@ -26,6 +27,8 @@ struct Gather {
 pub(crate) struct Gathered {
     pub chunk: Chunk,
     pub tiers: Tiers,
+    /// DELIVER frames in it.
+    pub entries: u64,
 }
 
 /// The channels with frames that no connection has been given yet.
@@ -41,7 +44,7 @@ impl Gathers {
 
     /// Adds the frames of one fan-out; what must go out before them, because it is full or for others, goes to `ready`.
     pub fn add(&mut self, channel: ChannelId, tiers: Tiers, frames: &Bytes, mut ready: impl FnMut(Gathered)) {
-        let kind = kind_of(frames);
+        let (kind, mut entries) = contents(frames);
         if let Some(gather) = self.waiting.get(&channel) {
             let fits = gather.buffer.len() + frames.len() <= GATHER_BYTES_MAX;
             if gather.tiers != tiers || gather.kind != kind || !fits {
@@ -52,14 +55,18 @@ impl Gathers {
         // A buffer is one WebSocket message. Only a fan-out that is longer than one has to be cut, between frames.
         while rest.len() > FRAME_BYTES_MAX {
             let size = whole_frames(&rest, FRAME_BYTES_MAX);
-            ready(Gathered { chunk: Chunk::message(&rest.split_to(size), kind, channel), tiers });
+            let part = rest.split_to(size);
+            let (_, of_part) = contents(&part);
+            entries = entries.saturating_sub(of_part);
+            ready(Gathered { chunk: Chunk::message(&part, kind, channel), tiers, entries: of_part });
         }
         let gather = self.waiting.entry(channel).or_insert_with(|| {
             let mut buffer = Vec::with_capacity(SERVER_HEADER_BYTES_MAX + rest.len());
             buffer.extend_from_slice(&[0; SERVER_HEADER_BYTES_MAX]);
-            Gather { buffer, tiers, kind }
+            Gather { buffer, tiers, kind, entries: 0 }
         });
         gather.buffer.extend_from_slice(&rest);
+        gather.entries += entries;
     }
 
     /// Takes what has been gathered for a channel.
@@ -75,7 +82,8 @@ impl Gathers {
 
 impl Gather {
     fn seal(self, channel: ChannelId) -> Gathered {
-        Gathered { chunk: Chunk::seal(self.buffer, self.kind, channel), tiers: self.tiers }
+        let chunk = Chunk::seal(self.buffer, self.kind, channel);
+        Gathered { chunk, tiers: self.tiers, entries: self.entries }
     }
 }
 
@@ -92,19 +100,18 @@ fn whole_frames(bytes: &[u8], most: usize) -> usize {
     if end == 0 { bytes.len() } else { end }
 }
 
-/// What a run of frames is: only a run of nothing but heads and entries may collapse, or of nothing but hints be dropped.
-pub(crate) fn kind_of(frames: &[u8]) -> Kind {
-    let mut at = 0;
+/// What a run of frames is, and how many of them are entries: only a run of nothing but heads and entries may collapse,
+/// or of nothing but hints be dropped.
+fn contents(frames: &[u8]) -> (Kind, u64) {
+    let (mut at, mut entries) = (0, 0);
     let mut kind = None;
     while let Ok(Some(header)) = Header::parse(frames.get(at..).unwrap_or_default()) {
         let this = frame_kind(&header);
-        if kind.is_some_and(|kind| kind != this) {
-            return Kind::Control;
-        }
-        kind = Some(this);
+        kind = Some(if kind.is_none_or(|kind| kind == this) { this } else { Kind::Control });
+        entries += u64::from(header.short().frame_type == FrameType::Deliver);
         at += header.frame_bytes();
     }
-    kind.unwrap_or(Kind::Control)
+    (kind.unwrap_or(Kind::Control), entries)
 }
 
 /// What one frame is.
@@ -149,6 +156,7 @@ mod tests {
         assert!(ready.iter().all(|gathered| gathered.chunk.bytes.len() <= GATHER_BYTES_MAX));
         let sent: Vec<u8> = ready.iter().flat_map(|gathered| gathered.chunk.frames().to_vec()).collect();
         assert_eq!(sent, frames.concat());
+        assert_eq!(ready.iter().map(|gathered| gathered.entries).sum::<u64>(), 100);
     }
 
     #[test]

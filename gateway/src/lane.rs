@@ -96,6 +96,7 @@ struct State {
     closing_by_ms: Option<u64>,
     handed_on: Vec<(u16, u32)>,
     buffers_out: u64,
+    entries_out: u64,
     bytes_out: u64,
     /// At the last sweep.
     waiting_bytes: u64,
@@ -110,6 +111,7 @@ struct Meters {
     waiting_bytes: metrics::Gauge,
     frames_in: metrics::Counter,
     buffers_out: metrics::Counter,
+    entries_out: metrics::Counter,
     bytes_out: metrics::Counter,
 }
 
@@ -123,6 +125,7 @@ impl Meters {
             waiting_bytes: metrics::gauge!("fanfare_gateway_waiting_bytes", "lane" => lane.clone()),
             frames_in: metrics::counter!("fanfare_gateway_frames_in_total", "lane" => lane.clone()),
             buffers_out: metrics::counter!("fanfare_gateway_buffers_out_total", "lane" => lane.clone()),
+            entries_out: metrics::counter!("fanfare_gateway_entries_out_total", "lane" => lane.clone()),
             bytes_out: metrics::counter!("fanfare_gateway_bytes_out_total", "lane" => lane),
         }
     }
@@ -139,6 +142,7 @@ impl Lane {
             closing_by_ms: None,
             handed_on: Vec::new(),
             buffers_out: 0,
+            entries_out: 0,
             bytes_out: 0,
             waiting_bytes: 0,
             meters: Meters::new(number),
@@ -329,6 +333,7 @@ impl Lane {
             let meters = &state.meters;
             meters.frames_in.increment(frames);
             meters.buffers_out.increment(buffers);
+            meters.entries_out.increment(std::mem::take(&mut state.entries_out));
             meters.bytes_out.increment(bytes);
             meters.connections.set(state.connections.len() as f64);
             meters.memberships.set(state.audience.members() as f64);
@@ -623,7 +628,7 @@ impl State {
     /// Gives a gathered buffer to its readers: one reference each.
     fn assign(&mut self, shared: &Shared, gathered: Gathered, now_ms: u64) {
         let Self { connections, audience, dirty, .. } = self;
-        let Gathered { chunk, tiers } = gathered;
+        let Gathered { chunk, tiers, entries } = gathered;
         let mut taken = 0;
         audience.each(chunk.channel, tiers, |member| {
             let Some(connection) = connections.get_mut(member.slot() as usize) else { return false };
@@ -637,6 +642,7 @@ impl State {
             true
         });
         self.buffers_out += taken;
+        self.entries_out += taken * entries;
         self.bytes_out += taken * chunk.bytes.len() as u64;
     }
 

@@ -52,6 +52,7 @@ use crate::{
 pub use crate::{
     config::{Config, LANES_DEFAULT_MAX, Limits, Origins, TlsSource},
     error::GatewayError,
+    listen::DATAGRAM_BUFFER_BYTES,
     resume::{Resume, ResumeKeys},
     shared::{Stats, fingerprint},
     token::{LEEWAY_S, TYPE as TOKEN_TYPE, Verified, Verifier},

@@ -28,7 +28,7 @@ const BACKLOG: i32 = 4_096;
 /// What the kernel keeps for a slow TCP reader, in bytes; it doubles the number.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// What the kernel keeps of datagrams that a busy endpoint has not read, in bytes.
-const DATAGRAM_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+pub const DATAGRAM_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Ports that are tried where any will do.
 const PORTS_TRIED: usize = 64;
 /// How long accepting rests when the process has no file left.

@@ -25,5 +25,6 @@ pub(crate) fn describe() {
     describe_counter!("fanfare_gateway_accept_errors_total", "Errors of accept");
     describe_counter!("fanfare_gateway_frames_in_total", "Frames of clients handed to routers, by lane");
     describe_counter!("fanfare_gateway_buffers_out_total", "Gathered buffers handed to connections, by lane");
+    describe_counter!("fanfare_gateway_entries_out_total", "Entries in those, once for each reader, by lane");
     describe_counter!("fanfare_gateway_bytes_out_total", Unit::Bytes, "Bytes of those, by lane");
 }

@@ -134,6 +134,18 @@ codes! {
     CONFIG_UNREADABLE = 6001, Never, "The configuration file could not be read.", "Check its path and its form (TOML).";
     CONFIG_UNKNOWN_KEY = 6002, Never, "The configuration has a key that does not exist.", "fanfare config show lists all keys.";
     CONFIG_VALUE = 6003, Never, "A configuration value is out of its range.", "fanfare config show prints each key's value and bounds.";
+
+    DOCTOR_FOLDER = 7001, Never, "The data folder cannot be written.", "Give it to the user that runs fanfare, or choose another with --data.";
+    DOCTOR_FOLDER_MODE = 7002, Never, "Others on this machine may look into the data folder, which holds keys.", "chmod 700 on the data folder.";
+    DOCTOR_SPACE = 7003, Never, "The disk of the data folder is nearly full.", "Free space, or move the data folder to a larger disk.";
+    DOCTOR_FILES = 7004, Never, "This process may open too few files; each connection is one.", "Raise the hard limit: LimitNOFILE=1048576 in the service, or ulimit -Hn.";
+    DOCTOR_UDP_RECEIVE = 7005, Never, "The system gives UDP sockets a shorter receive buffer than QUIC wants.", "sudo sysctl -w net.core.rmem_max=4194304";
+    DOCTOR_UDP_SEND = 7006, Never, "The system gives UDP sockets a shorter send buffer than QUIC wants.", "sudo sysctl -w net.core.wmem_max=4194304";
+    DOCTOR_PORT = 7007, Never, "A port the server needs is held by something else.", "Stop what holds it, or choose another with --listen or --http.";
+    DOCTOR_SYNC = 7008, Never, "Writes of the data folder reach the disk slowly; each acknowledgement waits for one.", "Put the data folder on a faster local disk (fanfare start --data DIR).";
+    DOCTOR_CLOCK = 7009, Never, "The system's clock is wrong or jumps; ids and tokens carry its time.", "Let NTP keep it: timedatectl set-ntp true.";
+    DOCTOR_CERTIFICATE = 7010, Never, "The certificate is missing, unreadable, or ends soon.", "Renew it, and check tls.certificate and tls.key.";
+    DOCTOR_CONFIGURATION = 7011, Never, "The configuration has a mistake; the server would not start.", "fanfare config check says where.";
 }
 
 impl Code {
@@ -190,8 +202,8 @@ impl Code {
     }
 }
 
-/// Letters of the areas from 1000 up: protocol, authentication, request, limits, server, configuration.
-const AREAS: &str = "PARLSC";
+/// Letters of the areas from 1000 up: protocol, authentication, request, limits, server, configuration, doctor.
+const AREAS: &str = "PARLSCD";
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -215,7 +227,7 @@ mod tests {
     #[test]
     fn the_table_ascends_and_close_codes_are_distinct() {
         assert!(Code::TABLE.is_sorted_by(|one, other| one.code < other.code));
-        // Start-up errors (5101 and up) and configuration errors never close a connection.
+        // Start-up errors (5101 and up), configuration errors and findings of doctor never close a connection.
         let closing = Code::TABLE.iter().filter(|row| row.code.0 < 5100 && row.policy != Policy::Repeat);
         let mut closes: Vec<u16> = closing.clone().map(|row| row.code.close_code()).collect();
         closes.sort_unstable();

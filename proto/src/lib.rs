@@ -22,6 +22,9 @@ pub use frame::Frame;
 pub use header::{FrameType, Header, RoutedHeader, ShortHeader};
 pub use ids::{ChannelId, ClientMessageId, DeviceId, MessageId, Seq, SessionId, ShardId, UserId};
 
+/// The schema of frames' bodies as a protobuf `FileDescriptorSet`, for tools that show any body by its fields' names.
+pub const DESCRIPTORS: &[u8] = include_bytes!("../schema/fanfare.fds");
+
 /// The protocol version this crate speaks.
 pub const VERSION: u32 = 1;
 /// ALPN of QUIC connections.

@@ -16,7 +16,7 @@ fn document() -> String {
     fs::read_to_string(path()).unwrap()
 }
 
-/// Start-up and configuration errors never cross the wire, and an unknown outcome closes nothing.
+/// Start-up and configuration errors and findings of doctor never cross the wire, and an unknown outcome closes nothing.
 fn closes(code: Code, policy: Policy) -> bool {
     code.0 < 5100 && policy != Policy::Repeat
 }

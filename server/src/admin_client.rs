@@ -1,5 +1,5 @@
-//! How commands speak to the running server: HTTP on the address of `admin.json`, with its token. One connection per
-//! request; commands make few.
+//! How commands speak to the running server: HTTP on the address of `admin.json`, or of a context, with its token. One
+//! connection per request; commands make few.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     admin_file::AdminFile,
+    contexts::Reach,
     failure::{Failure, Outcome},
 };
 
@@ -23,8 +24,26 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     file: AdminFile,
-    folder: PathBuf,
+    /// The data folder, or the context's name.
+    of: Of,
     timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Of {
+    Folder(PathBuf),
+    Context(String),
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// `host:port` of QUIC and WebSocket.
+    pub gateway: String,
+    /// Its certificates' SHA-256, hex, where they are self-signed.
+    pub certificate_sha256: Vec<String>,
+    /// Plain WebSocket is served there.
+    pub plain: bool,
 }
 
 impl AdminClient {
@@ -34,7 +53,7 @@ impl AdminClient {
     /// UNREACHABLE where no server says that it runs there.
     pub fn of_folder(folder: PathBuf, timeout: Duration) -> Outcome<Self> {
         match AdminFile::read(&folder) {
-            Some(file) => Ok(Self { file, folder, timeout }),
+            Some(file) => Ok(Self { file, of: Of::Folder(folder), timeout }),
             None => Err(Failure::new(Code::UNREACHABLE, format!("no server runs on {}", folder.display()))
                 .why("the folder has no admin.json, which a ready server writes")
                 .advise("fanfare start --dev", "starts one here")
@@ -42,9 +61,76 @@ impl AdminClient {
         }
     }
 
-    /// What the server wrote about itself.
+    /// To the server of a context.
+    pub fn of_context(reach: Reach, timeout: Duration) -> Self {
+        let file = AdminFile {
+            schema: String::new(),
+            address: reach.address,
+            token: reach.token,
+            gateway: String::new(),
+            certificate_sha256: Vec::new(),
+            dev: false,
+            pid: 0,
+            started: String::new(),
+        };
+        Self { file, of: Of::Context(reach.name), timeout }
+    }
+
+    /// What the server wrote about itself; of a context, its address only.
     pub fn file(&self) -> &AdminFile {
         &self.file
+    }
+
+    /// The context, where it is one.
+    pub fn context(&self) -> Option<&str> {
+        match &self.of {
+            Of::Folder(_) => None,
+            Of::Context(name) => Some(name),
+        }
+    }
+
+    /// Where clients connect: as `admin.json` has it, or as a context's server publishes it.
+    ///
+    /// # Errors
+    /// UNREACHABLE, or INTERNAL where the answer is another server's.
+    pub async fn door(&self) -> Outcome<Door> {
+        if matches!(self.of, Of::Folder(_)) {
+            let (gateway, certificate_sha256) =
+                (self.file.gateway.clone(), self.file.certificate_sha256.clone());
+            return Ok(Door { gateway, certificate_sha256, plain: true });
+        }
+        let (status, bytes) = self.ask(Method::GET, "/.well-known/fanfare.json", None, self.timeout).await?;
+        let discovery = answer(status, &bytes)?;
+        let first = &discovery["gateways"][0];
+        let port = first["port"].as_u64().filter(|port| (1..=65_535).contains(port));
+        let (Some(host), Some(port)) = (first["host"].as_str(), port) else {
+            return Err(Failure::internal(format!("{} names no gateway", self.file.address)));
+        };
+        let loopback = |host: &str| {
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        };
+        // A server that listens on every address does not know by which name it is reached: by this one.
+        let own = self.file.address.rsplit_once(':').map_or("localhost", |(host, _)| host);
+        let host = if host == "localhost" { own } else { host };
+        let plain = loopback(host.trim_matches(['[', ']']));
+        let host =
+            if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.into() };
+        let hashes = discovery["certificate_sha256"].as_array().into_iter().flatten();
+        let certificate_sha256 = hashes.filter_map(|hash| hash.as_str().map(str::to_owned)).collect();
+        Ok(Door { gateway: format!("{host}:{port}"), certificate_sha256, plain })
+    }
+
+    /// A page of HTTP that is text.
+    ///
+    /// # Errors
+    /// UNREACHABLE, or what the server answered.
+    pub async fn text(&self, path: &str) -> Outcome<String> {
+        let (status, bytes) = self.ask(Method::GET, path, None, self.timeout).await?;
+        if !status.is_success() {
+            answer(status, &bytes)?;
+        }
+        String::from_utf8(bytes.to_vec())
+            .map_err(|error| Failure::internal(format!("{path} of the server is not text")).why(error))
     }
 
     /// Asks.
@@ -78,8 +164,19 @@ impl AdminClient {
         body: Option<&Value>,
         timeout: Duration,
     ) -> Outcome<Value> {
+        let (status, bytes) = self.ask(method, &format!("/admin/v1{path}"), body, timeout).await?;
+        answer(status, &bytes)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        timeout: Duration,
+    ) -> Outcome<(StatusCode, Bytes)> {
         match tokio::time::timeout(timeout, self.exchange(method, path, body)).await {
-            Ok(Ok((status, bytes))) => answer(status, &bytes),
+            Ok(Ok(answered)) => Ok(answered),
             Ok(Err(error)) => Err(self.unreachable().why(error)),
             Err(_) => Err(self.unreachable().why(format!("no answer within {timeout:?}"))),
         }
@@ -95,7 +192,7 @@ impl AdminClient {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::builder()
             .method(method)
-            .uri(format!("/admin/v1{path}"))
+            .uri(path)
             .header(header::HOST, &self.file.address)
             .header(header::AUTHORIZATION, format!("Bearer {}", self.file.token))
             .header(header::CONTENT_TYPE, "application/json")
@@ -122,8 +219,16 @@ impl AdminClient {
 
     /// The failure of a server that does not answer.
     pub fn unreachable(&self) -> Failure {
-        let what =
-            format!("the server of {} does not answer at {}", self.folder.display(), self.file.address);
+        let address = &self.file.address;
+        let folder = match &self.of {
+            Of::Folder(folder) => folder,
+            Of::Context(name) => {
+                let what = format!("the server of context {name} does not answer at {address}");
+                return Failure::new(Code::UNREACHABLE, what)
+                    .advise(format!("fanfare context show {name}"), "prints where it is looked for");
+            }
+        };
+        let what = format!("the server of {} does not answer at {address}", folder.display());
         Failure::new(Code::UNREACHABLE, what)
             .why(format!("it was process {}, started {}", self.file.pid, self.file.started))
             .advise("fanfare start --dev", "if it has ended")

@@ -3,12 +3,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use fanfare_client::Entry;
 use fanfare_proto::{
-    ChannelId, ClientMessageId, Code, UserId,
-    wire::{self, ChannelKind, ChannelState, Role},
+    ChannelId, ClientMessageId, Code, DeviceId, Frame, MessageId, UserId,
+    wire::{self, ChannelKind, ChannelState, HistoryPolicy, JoinPolicy, Role, entry::Content},
 };
 use fanfare_router::{Admin, Status};
-use fanfare_storage::model::User;
+use fanfare_storage::{StoreError, model::User};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -17,11 +19,13 @@ use crate::{
     failure::{Failure, Outcome},
     history,
     node::stores::{self, Stores},
-    token::{IssuedToken, TokenIssuer},
+    token::{IssuedToken, TokenIssuer, hex},
 };
 
 /// Bytes of a user's name.
 pub const USER_NAME_BYTES_MAX: usize = 64;
+/// Members that one trace names; all are counted.
+const TRACE_MEMBERS_MAX: usize = 1_000;
 /// First members of a group, beside its owner.
 pub const MEMBERS_MAX: usize = 1_000;
 
@@ -413,6 +417,237 @@ impl Administration {
         Ok(sessions.iter().map(row).collect())
     }
 
+    /// Ends a user's sessions (of one device, where given): its clients have to sign in again. Gives how many.
+    ///
+    /// # Errors
+    /// Of the router.
+    pub async fn kick(&self, user: UserId, device: Option<DeviceId>) -> Outcome<usize> {
+        Ok(self.router.kick(user, device, Code::REVOKED).await?)
+    }
+
+    /// A user's devices, with how many sessions each has now.
+    ///
+    /// # Errors
+    /// Of the stores and the router.
+    pub async fn devices(&self, user: UserId) -> Outcome<Vec<Value>> {
+        let mut live: HashMap<DeviceId, (String, usize)> = HashMap::new();
+        for session in self.router.sessions(user).await? {
+            live.entry(session.device).or_insert((session.device_name, 0)).1 += 1;
+        }
+        let kept = self.read(move |stores| stores.metadata.devices(user)).await?;
+        let mut rows: Vec<Value> = Vec::new();
+        for device in kept {
+            let sessions = live.remove(&device.device).map_or(0, |(_, sessions)| sessions);
+            rows.push(json!({
+                "user": user.to_string(),
+                "device": device.device.to_string(),
+                "name": device.name,
+                "sessions": sessions,
+                "generation": device.generation,
+                "seen_ms": device.seen_ms,
+            }));
+        }
+        // Those that came just now are written a moment later.
+        let mut fresh: Vec<_> = live.into_iter().collect();
+        fresh.sort_unstable_by_key(|(device, _)| *device);
+        rows.extend(fresh.into_iter().map(|(device, (name, sessions))| {
+            json!({
+                "user": user.to_string(),
+                "device": device.to_string(),
+                "name": name,
+                "sessions": sessions,
+                "generation": 0,
+                "seen_ms": clock::now_ms(),
+            })
+        }));
+        Ok(rows)
+    }
+
+    /// Voids a device's resume secrets and ends its sessions; gives how many.
+    ///
+    /// # Errors
+    /// NO_SUCH_NAME where the user has no such device, and of the router.
+    pub async fn revoke_device(&self, user: UserId, device: DeviceId) -> Outcome<usize> {
+        let known = self.devices(user).await?;
+        if !known.iter().any(|one| one["device"].as_str() == Some(&device.to_string())) {
+            return Err(Failure::new(Code::NO_SUCH_NAME, format!("this user has no device {device}")));
+        }
+        Ok(self.router.revoke_device(user, device).await?)
+    }
+
+    /// What decides about tokens: names, public keys, the clock, and whether a user is there.
+    ///
+    /// # Errors
+    /// Of the stores.
+    pub async fn trust(&self, user: Option<UserId>) -> Outcome<Value> {
+        let found = match user {
+            Some(user) => self.router.user(user).await?,
+            None => None,
+        };
+        Ok(json!({
+            "issuer": self.issuer.issuer(),
+            "audience": self.issuer.audience(),
+            "keys": [{ "kid": self.issuer.kid(), "public": hex(self.issuer.public_key()) }],
+            "now_ms": clock::now_ms(),
+            "user": found.map(|user| json!({ "name": user.name, "disabled": user.flags & User::DISABLED != 0 })),
+        }))
+    }
+
+    /// The channel of that id, or of that name among all.
+    ///
+    /// # Errors
+    /// NO_SUCH_NAME.
+    pub async fn any_channel(&self, words: &str) -> Outcome<ChannelId> {
+        let none = || Failure::new(Code::NO_SUCH_NAME, format!("there is no channel `{words}`"));
+        match words.parse::<u64>() {
+            Ok(id) => Ok(ChannelId(id)),
+            Err(_) => self.router.channel_named(words, None).await.map_err(|code| match code {
+                Code::NO_SUCH_NAME => none(),
+                code => code.into(),
+            }),
+        }
+    }
+
+    /// How a channel stands.
+    ///
+    /// # Errors
+    /// NO_SUCH_NAME, and of the router.
+    pub async fn channel_info(&self, channel: ChannelId) -> Outcome<Value> {
+        let summary = self.router.describe(channel, Some(UserId(0))).await?;
+        let summary = summary
+            .ok_or_else(|| Failure::new(Code::NO_SUCH_NAME, format!("there is no channel `{channel}`")))?;
+        let row = &summary.row;
+        let direct = i32::from(row.kind) == ChannelKind::Direct as i32;
+        let mut names = Names::new(&self.router);
+        let mut pair = Vec::new();
+        if direct {
+            for user in [row.pair.0, row.pair.1] {
+                pair.push(names.of(user).await?);
+            }
+        }
+        Ok(json!({
+            "channel": row.channel.to_string(),
+            "kind": if direct { "direct" } else { "group" },
+            "name": row.name,
+            "pair": pair,
+            "epoch": row.epoch,
+            "head": row.head,
+            "ordinal": row.ordinal,
+            "message": row.message_id.to_string(),
+            "active_ms": if row.message_id.is_none() { 0 } else { row.message_id.time_ms() },
+            "members": summary.members_total,
+            "listeners": summary.sessions,
+            "tail_frames": summary.tail_frames,
+            "history": match HistoryPolicy::try_from(i32::from(row.history)) {
+                Ok(HistoryPolicy::FromJoin) => "from_join",
+                Ok(HistoryPolicy::All) => "all",
+                _ => "default",
+            },
+            "join": match JoinPolicy::try_from(i32::from(row.join)) {
+                Ok(JoinPolicy::OpenToAll) => "open_to_all",
+                Ok(JoinPolicy::ByInvitation) => "by_invitation",
+                _ => "default",
+            },
+        }))
+    }
+
+    /// Where a message is: its place, its bytes, and how far each member has got.
+    ///
+    /// # Errors
+    /// NO_SUCH_NAME, and of the stores and the router.
+    pub async fn trace(&self, id: MessageId) -> Outcome<Value> {
+        let found = self.read(move |stores| Ok(stores.metadata.hashes(&[id])?.remove(&id))).await?;
+        let (channel, seq, hash) =
+            found.ok_or_else(|| Failure::new(Code::NO_SUCH_NAME, format!("there is no message `{id}`")))?;
+        let undrained = self.router.undrained().await?;
+        let outbox = undrained.iter().any(|(_, of, at)| (*of, *at) == (channel, seq));
+        let kept = self.read(move |stores| stores.content.range(channel, seq, seq, 1, usize::MAX)).await?;
+        let content = kept.into_iter().next().map(|stored| stored.frame);
+        let frame = match &content {
+            Some(frame) => Some(frame.clone()),
+            None => self.frame_in_memory(channel, seq).await?,
+        };
+        let hash_matches = content.as_ref().map(|frame| fanfare_storage::hash::frame(frame) == hash);
+        let entry = match frame {
+            Some(frame) => {
+                Frame::iter(frame).next().transpose()?.map(|frame| Entry::decode(&frame)).transpose()?
+            }
+            None => None,
+        };
+        let summary = self.router.describe(channel, None).await?.ok_or(Code::RETRY_LATER)?;
+        let mut names = Names::new(&self.router);
+        let sender = entry.as_ref().map(|entry| entry.sender);
+        let mut members = Vec::new();
+        let (mut delivered_total, mut read_total) = (0, 0);
+        for member in &summary.members {
+            let sent = sender == Some(member.user);
+            let visible = member.visible_from <= seq;
+            let (delivered, read) = (
+                visible && (sent || member.cursor.delivered >= seq),
+                visible && (sent || member.cursor.read >= seq),
+            );
+            delivered_total += u64::from(delivered);
+            read_total += u64::from(read);
+            if members.len() < TRACE_MEMBERS_MAX {
+                members.push(json!({
+                    "user": member.user.to_string(),
+                    "name": names.of(member.user).await?,
+                    "sender": sent,
+                    "visible": visible,
+                    "delivered": delivered,
+                    "read": read,
+                    "delivered_to": member.cursor.delivered,
+                    "read_to": member.cursor.read,
+                }));
+            }
+        }
+        let sender_name = match sender {
+            Some(UserId(0)) => "the server".to_owned(),
+            Some(sender) => names.of(sender).await?,
+            None => "unknown".to_owned(),
+        };
+        Ok(json!({
+            "message": id.to_string(),
+            "channel": channel.to_string(),
+            "channel_name": summary.row.name,
+            "epoch": entry.as_ref().map(|entry| entry.epoch),
+            "seq": seq,
+            "ordinal": entry.as_ref().map(|entry| entry.ordinal),
+            "kind": entry.as_ref().map_or("unknown", kind_name),
+            "sender": sender.map(|sender| sender.to_string()),
+            "sender_name": sender_name,
+            "time_ms": id.time_ms(),
+            "time": clock::rfc3339(id.time_ms()),
+            "stored": {
+                "metadata": true,
+                "content": content.is_some(),
+                "outbox": outbox,
+                "hash_matches": hash_matches,
+            },
+            "members_total": summary.members_total,
+            "delivered_total": delivered_total,
+            "read_total": read_total,
+            "members": members,
+        }))
+    }
+
+    /// The frame of an entry that is not in content yet.
+    async fn frame_in_memory(&self, channel: ChannelId, seq: u64) -> Outcome<Option<Bytes>> {
+        let fetch =
+            wire::Fetch { after: seq - 1, before: seq + 1, messages_max: 1, ..wire::Fetch::default() };
+        let pages = self.router.history(channel, None, fetch).await?;
+        Ok(pages.into_iter().map(|page| page.frames).find(|frames| !frames.is_empty()))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Stores) -> Result<T, StoreError> + Send + 'static,
+    ) -> Outcome<T> {
+        let stores = self.stores.clone();
+        let read = tokio::task::spawn_blocking(move || read(&stores)).await;
+        Ok(read.map_err(|error| Failure::internal("a reader failed").why(error))??)
+    }
+
     /// How the router stands.
     ///
     /// # Errors
@@ -498,6 +733,19 @@ pub(crate) fn check_name(name: &str) -> Outcome {
         )));
     }
     Ok(())
+}
+
+fn kind_name(entry: &Entry) -> &'static str {
+    match entry.content {
+        Some(Content::Message(_)) => "message",
+        Some(Content::Edit(_)) => "edit",
+        Some(Content::Recall(_)) => "recall",
+        Some(Content::Reaction(_)) => "reaction",
+        Some(Content::Membership(_)) => "membership",
+        Some(Content::ChannelChange(_)) => "channel_change",
+        None if entry.stub => "recalled message",
+        None => "unknown",
+    }
 }
 
 fn role_name(role: i32) -> &'static str {

@@ -47,6 +47,9 @@ pub struct Global {
     /// A configuration file (default ./fanfare.toml where it is there)
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The server to ask, by its context (see fanfare context); default: the current one, else the data folder's
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
 }
 
 impl Global {
@@ -72,17 +75,65 @@ pub enum Command {
     /// Live connections
     #[command(subcommand)]
     Session(Session),
+    /// The installations people sign in from
+    #[command(subcommand)]
+    Device(Device),
+    /// Tokens of whatever origin
+    #[command(subcommand)]
+    Token(Token),
     /// Send a message
     Send(Send),
     /// Print a channel's messages as they come
     Listen(Listen),
+    /// Where a message is: its place, its bytes, and who has it
+    Trace {
+        /// Its id, as send and history print it with --json
+        message: u64,
+    },
     /// How the running server is
     Status,
+    /// What the running server does, line by line (on a terminal: redrawn)
+    Top(Top),
+    /// Whether this machine is fit to run a server, and what to do where it is not
+    Doctor {
+        /// Only these checks
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
+        only: Vec<DoctorCheck>,
+    },
     /// Walk metadata against content both ways, and report
     Reconcile,
     /// The configuration
     #[command(subcommand)]
     Config(Config),
+    /// Servers elsewhere, by name
+    #[command(subcommand)]
+    Context(Context),
+    /// Frames of the wire as JSON, field by field
+    Decode {
+        /// Hexadecimal digits of one or more frames; - reads them from stdin
+        hex: String,
+        /// Hold the frames against what this side may send (default: either)
+        #[arg(long, value_enum, value_name = "SIDE")]
+        from: Option<Side>,
+    },
+    /// Worked examples by topic
+    Cheat {
+        /// A topic; without one, all of them
+        topic: Option<String>,
+    },
+    /// A script that completes commands in a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// A page of the reference, as docs/ keeps it
+    #[command(hide = true)]
+    Docs {
+        /// Which page
+        #[arg(value_enum)]
+        page: Page,
+    },
     /// What an error number means, and what to do
     Explain {
         /// A number as shown (FAN-S101) or as on the wire (5101); without one, all of them
@@ -198,6 +249,14 @@ pub enum Channel {
         #[allow(missing_docs)]
         actor: Actor,
     },
+    /// How a channel stands
+    Info {
+        /// A name, @user for the direct channel, or an id
+        channel: String,
+        /// Among whose channels a name is looked for (default: among all)
+        #[arg(long = "as", value_name = "USER")]
+        user: Option<String>,
+    },
     /// Who is in a channel
     Members {
         /// A name, @user for the direct channel, or an id
@@ -227,6 +286,146 @@ pub enum Session {
         /// Whose: a name or an id
         #[arg(long, value_name = "USER")]
         user: String,
+    },
+    /// End a user's live sessions; the client has to sign in again
+    Kick {
+        /// Whose: a name or an id
+        #[arg(long, value_name = "USER")]
+        user: String,
+        /// Only those of this device
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<u64>,
+    },
+}
+
+/// `fanfare device`
+#[derive(Debug, Subcommand)]
+pub enum Device {
+    /// List a user's devices
+    Ls {
+        /// Whose: a name or an id
+        #[arg(long, value_name = "USER")]
+        user: String,
+    },
+    /// Void a device's resume secrets and end its sessions
+    Rm {
+        /// Whose: a name or an id
+        #[arg(long, value_name = "USER")]
+        user: String,
+        /// Its id
+        device: u64,
+    },
+}
+
+/// `fanfare token`
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Say whether a token would be taken, and which claim is wrong where not; it is never printed
+    Check {
+        /// The token; - reads it from stdin, which keeps it out of the shell's history
+        token: String,
+    },
+}
+
+/// `fanfare top`
+#[derive(Clone, Debug, Args)]
+pub struct Top {
+    /// Time between two lines
+    #[arg(long, default_value = "1s", value_parser = parse_duration, value_name = "TIME")]
+    pub interval: Duration,
+    /// End after so many lines
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// A check of `fanfare doctor`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum DoctorCheck {
+    /// Every key is known and in its range
+    Configuration,
+    /// The data folder: there, writable, closed to others
+    Folder,
+    /// Room on its disk
+    Space,
+    /// How long a write takes to reach the disk
+    Sync,
+    /// How many files, and so connections, a process may have
+    Files,
+    /// Buffers of UDP sockets
+    Udp,
+    /// The ports: free, or held by this folder's server
+    Ports,
+    /// The system's clock
+    Clock,
+    /// The certificate: there, and how long yet
+    Certificate,
+}
+
+/// Who sent a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Side {
+    /// A client
+    Client,
+    /// A server
+    Server,
+}
+
+/// A shell that can complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// A generated page of docs/reference.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Page {
+    /// cli.md
+    Cli,
+    /// configuration.md
+    Config,
+    /// errors.md
+    Errors,
+}
+
+/// `fanfare context`
+#[derive(Debug, Subcommand)]
+pub enum Context {
+    /// Name a server
+    Add {
+        /// The name
+        name: String,
+        /// Where its HTTP is: http://HOST:PORT
+        #[arg(long, value_name = "URL")]
+        admin: String,
+        /// A file that holds its admin token, which is read when a command needs it
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+    },
+    /// List contexts
+    Ls,
+    /// Make one the default of all commands, or none
+    Use {
+        /// The name
+        #[arg(required_unless_present = "none")]
+        name: Option<String>,
+        /// Go back to the data folder's server
+        #[arg(long, conflicts_with = "name")]
+        none: bool,
+    },
+    /// Print one, and where its token comes from
+    Show {
+        /// The name (default: the current one)
+        name: Option<String>,
+    },
+    /// Forget one
+    Rm {
+        /// The name
+        name: String,
     },
 }
 
@@ -285,6 +484,8 @@ pub enum Config {
         #[arg(long)]
         origin: bool,
     },
+    /// Print every key as Markdown: what it takes, its default, its name in the environment
+    Docs,
 }
 
 /// `500ms`, `5s`, `2m`, `1h`, `7d`.

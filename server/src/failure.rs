@@ -168,6 +168,7 @@ fn exit_of(code: Code) -> u8 {
         _ => match code.0 / 1000 {
             2 => exit::REFUSED,
             6 => exit::CONFIG,
+            7 => exit::CHECKS,
             _ => exit::FAILED,
         },
     }

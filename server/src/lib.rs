@@ -9,6 +9,7 @@ pub mod certificate;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod contexts;
 pub mod failure;
 pub mod history;
 pub mod http;

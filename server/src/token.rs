@@ -90,6 +90,16 @@ impl TokenIssuer {
         &self.kid
     }
 
+    /// `iss` of its tokens.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// `aud` of its tokens.
+    pub fn audience(&self) -> &str {
+        &self.audience
+    }
+
     /// A token for that user.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub async fn run(asker: Asker, command: Channel) -> Outcome<u8> {
     match command {
         Channel::Create { name, members, actor } => {
             let body = json!({ "name": name, "as": asker.actor(&actor)?, "members": members });
+            asker.changing();
             let made = asker.admin.post("/channels", &body).await.map_err(with_lists)?;
             let (name, id) = (tame(&text(&made["name"])), text(&made["channel"]));
             asker.output.object("channel", made, || {
@@ -23,6 +24,7 @@ pub async fn run(asker: Asker, command: Channel) -> Outcome<u8> {
             });
         }
         Channel::Ls { actor } => list(&asker, &actor).await?,
+        Channel::Info { channel, user } => info(&asker, &channel, user).await?,
         Channel::Members { channel, actor } => {
             let found = of_channel(&asker, "members", &channel, &actor, "").await?;
             let members = found["members"].as_array().cloned().unwrap_or_default();
@@ -72,6 +74,43 @@ async fn list(asker: &Asker, actor: &Actor) -> Outcome {
     asker
         .output
         .list("channels", "channel", channels, || table(&["name", "members", "unread", "role", "id"], &rows));
+    Ok(())
+}
+
+/// How a channel stands; without an actor as the operator sees it.
+async fn info(asker: &Asker, channel: &str, user: Option<String>) -> Outcome {
+    // @name is somebody's other side: it needs to be said whose.
+    let user = match user {
+        None if channel.starts_with('@') => Some(asker.actor(&Actor { user: None })?),
+        user => user,
+    };
+    let actor = user.map(|user| format!("&as={}", segment(&user))).unwrap_or_default();
+    let path = format!("/channel/info?channel={}{actor}", segment(channel));
+    let found = asker.admin.get(&path).await.map_err(with_lists)?;
+    let shown = found.clone();
+    asker.output.object("channel_info", found, || {
+        let number = |name: &str| shown[name].as_u64().unwrap_or(0);
+        let direct = text(&shown["kind"]) == "direct";
+        let pair: Vec<String> =
+            shown["pair"].as_array().into_iter().flatten().map(|user| tame(&text(user))).collect();
+        let name = if direct { pair.join(" and ") } else { tame(&text(&shown["name"])) };
+        let newest = shown["active_ms"].as_u64().filter(|ms| *ms > 0).map(clock::minute);
+        format!(
+            "{} {name} ({})\n  head       seq {} of epoch {}, ordinal {}, newest {}\n  members    {}   listeners {}\n  \
+             tail       {} frames in memory\n  policies   history {}   join {}",
+            text(&shown["kind"]),
+            text(&shown["channel"]),
+            number("head"),
+            number("epoch"),
+            number("ordinal"),
+            newest.unwrap_or_else(|| "never".to_owned()),
+            number("members"),
+            number("listeners"),
+            number("tail_frames"),
+            text(&shown["history"]),
+            text(&shown["join"]),
+        )
+    });
     Ok(())
 }
 

@@ -1,11 +1,12 @@
-//! `fanfare config`: check and show. Nothing is started.
+//! `fanfare config`: check, show, and every key there is. Nothing is started.
 
 use fanfare_proto::Code;
 use serde_json::{Value as Json, json};
 
+use super::docs;
 use crate::{
     cli::{Config, Global},
-    config::{KEYS, Layers, Problem, Value, failure},
+    config::{KEYS, Layers, Problem, Value, env_name, failure},
     failure::{Outcome, exit},
     output::table,
 };
@@ -13,6 +14,20 @@ use crate::{
 /// Checks, or shows.
 pub fn run(global: &Global, command: &Config) -> Outcome<u8> {
     let output = global.output();
+    if matches!(command, Config::Docs) {
+        let items = KEYS.iter().map(|key| {
+            json!({
+                "key": key.name,
+                "takes": key.kind.to_string(),
+                "default": key.default,
+                "default_dev": key.default_dev,
+                "env": env_name(key),
+                "help": key.help,
+            })
+        });
+        output.list("keys", "key", items.collect(), || docs::configuration().trim_end().to_owned());
+        return Ok(exit::OK);
+    }
     let layers = Layers::read(global, None).and_then(|layers| layers.configuration().map(|_| layers));
     let layers = match layers {
         Ok(layers) => layers,
@@ -25,6 +40,7 @@ pub fn run(global: &Global, command: &Config) -> Outcome<u8> {
                 format!("valid: {set} of {} keys set, 0 unknown", KEYS.len())
             });
         }
+        Config::Docs => {}
         Config::Show { origin: with_origin } => {
             let items = layers
                 .all()

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{folder, on_runtime};
+use super::{folder, on_runtime, server};
 use crate::{
-    admin_client::AdminClient,
     cli::Global,
+    contexts,
     failure::{Failure, Outcome, exit},
     node::stores,
 };
@@ -13,13 +13,14 @@ use crate::{
 /// Prints the report; exit 5 where something is wrong.
 pub fn run(global: &Global) -> Outcome<u8> {
     let output = global.output();
+    let elsewhere = contexts::chosen(global)?.is_some();
     let folder = folder(global)?;
-    let asked = AdminClient::of_folder(folder.clone(), global.timeout)
+    let asked = server(global)
         .and_then(|admin| on_runtime(async { admin.post_slow("/reconcile", &json!({})).await }));
     let report = match asked {
         Ok(report) => report,
         // Nobody holds the folder if nobody answers, or else opening it says who does.
-        Err(Failure { exit: exit::UNREACHABLE, .. }) if folder.join("format").exists() => {
+        Err(Failure { exit: exit::UNREACHABLE, .. }) if !elsewhere && folder.join("format").exists() => {
             output.remark("no server runs: reading the data folder itself");
             stores::walk(&stores::open(&folder)?)?
         }

@@ -21,6 +21,7 @@ const TOKEN_TTL_S: u64 = 24 * 3_600;
 /// Sends one message and waits until it is durable.
 pub async fn send(asker: Asker, flags: Send) -> Outcome<u8> {
     let actor = asker.actor(&flags.actor)?;
+    asker.changing();
     let line = Line::open(&asker, &actor, &flags.channel, flags.transport).await?;
     let handle = line.client.send_text(line.channel, flags.text);
     let sent = tokio::time::timeout(asker.global.timeout, handle.sent()).await;
@@ -211,17 +212,31 @@ impl Printer<'_> {
 async fn connect(asker: &Asker, actor: &str, transport: Transport) -> Outcome<Client> {
     let path = format!("/users/{}/token", segment(actor));
     let issued = asker.admin.post(&path, &json!({ "ttl_s": TOKEN_TTL_S })).await.map_err(with_lists)?;
-    let file = asker.admin.file();
+    let door = asker.admin.door().await?;
+    let pins: Vec<[u8; 32]> = door.certificate_sha256.iter().filter_map(|pin| unhex(pin)).collect();
     let builder = match transport {
-        Transport::Ws => Client::builder(format!("ws://{}", file.gateway)),
+        Transport::Ws if door.plain => Client::builder(format!("ws://{}", door.gateway)),
+        Transport::Ws if !pins.is_empty() => {
+            Client::builder(format!("wss://{}", door.gateway)).tls(Trust::Pinned(pins))
+        }
+        Transport::Ws => {
+            return Err(Failure::of(Code::CERTIFICATE)
+                .why(format!(
+                    "{} is not on this machine and has no certificate that commands could compare",
+                    door.gateway
+                ))
+                .advise(
+                    "fanfare channel history CHANNEL --as USER",
+                    "reads over HTTP, with the context alone",
+                ));
+        }
         Transport::Quic => {
-            let pins: Vec<[u8; 32]> = file.certificate_sha256.iter().filter_map(|pin| unhex(pin)).collect();
             if pins.is_empty() {
                 return Err(Failure::of(Code::CERTIFICATE)
                     .why("the server's certificate is not a self-signed one that commands could compare")
                     .advise("--transport ws", "on the server's own machine"));
             }
-            Client::builder(format!("quic://{}", file.gateway)).tls(Trust::Pinned(pins))
+            Client::builder(format!("quic://{}", door.gateway)).tls(Trust::Pinned(pins))
         }
     };
     let connecting = builder
@@ -231,7 +246,7 @@ async fn connect(asker: &Asker, actor: &str, transport: Transport) -> Outcome<Cl
     match tokio::time::timeout(asker.global.timeout, connecting).await {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(error)) => Err(closed(error.code, &error.reason)),
-        Err(_) => Err(unreachable(&file.gateway, asker.global.timeout)),
+        Err(_) => Err(unreachable(&door.gateway, asker.global.timeout)),
     }
 }
 

@@ -19,6 +19,7 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
     match command {
         User::Add { name, full_delivery } => {
             let body = json!({ "name": name, "full_delivery": full_delivery });
+            asker.changing();
             let user = asker.admin.post("/users", &body).await?;
             let (name, id) = (text(&user["name"]), text(&user["user"]));
             asker
@@ -52,6 +53,7 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
         User::Token { name, ttl } => {
             let body = json!({ "ttl_s": ttl.as_secs().max(1) });
             let path = format!("/users/{}/token", segment(&name));
+            asker.changing();
             let issued = asker.admin.post(&path, &body).await.map_err(with_lists)?;
             let (token, ends) = (text(&issued["token"]), text(&issued["expires_at"]));
             asker.output.remark(&format!("a token for {name}, until {ends}"));
@@ -61,9 +63,25 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
     Ok(exit::OK)
 }
 
-/// Lists a user's live sessions.
+/// Lists a user's live sessions, or ends them.
 pub async fn sessions(asker: Asker, command: Session) -> Outcome<u8> {
-    let Session::Ls { user } = command;
+    let user = match command {
+        Session::Ls { user } => user,
+        Session::Kick { user, device } => {
+            let device = device.map(|device| device.to_string());
+            asker.changing();
+            let done = asker.admin.post("/sessions/kick", &json!({ "user": user, "device": device })).await;
+            let done = done.map_err(with_lists)?;
+            let (name, ended) = (tame(&text(&done["name"])), done["ended"].as_u64().unwrap_or(0));
+            let of = device.map(|device| format!(" on device {device}")).unwrap_or_default();
+            asker.output.object("session_kick", done, || match ended {
+                0 => format!("{name} had no live session{of}"),
+                1 => format!("ended 1 session of {name}{of}"),
+                _ => format!("ended {ended} sessions of {name}{of}"),
+            });
+            return Ok(exit::OK);
+        }
+    };
     let found = asker.admin.get(&format!("/sessions?user={}", segment(&user))).await.map_err(with_lists)?;
     let sessions = found["sessions"].as_array().cloned().unwrap_or_default();
     let rows: Vec<Vec<String>> = sessions

@@ -29,6 +29,11 @@ pub const ENV_PREFIX: &str = "FANFARE__";
 /// The file read where none is named and it is there.
 pub const FILE_DEFAULT: &str = "fanfare.toml";
 
+/// A key's name in the environment.
+pub fn env_name(key: &Key) -> String {
+    format!("{ENV_PREFIX}{}", key.name.to_ascii_uppercase().replace('.', "__"))
+}
+
 /// Where a value comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ValueOrigin {

@@ -10,9 +10,15 @@
 //! GET  /users/USER                      {"user","name",...}
 //! POST /users/USER/token                {"ttl_s"?} -> {"user","name","token","expires_unix_s","expires_at"}
 //! GET  /sessions?user=USER              {"sessions":[...]}
+//! POST /sessions/kick                   {"user":USER,"device"?:ID} -> {"user","name","ended":N}
+//! GET  /devices?user=USER               {"devices":[{"device","name","sessions","generation","seen_ms"}]}
+//! POST /devices/revoke                  {"user":USER,"device":ID} -> {"user","name","device","ended":N}
+//! GET  /tokens/trust?user=ID            {"issuer","audience","keys":[{"kid","public"}],"now_ms","user"?}: public halves
 //! POST /channels                        {"name","as":USER,"members":[USER]} -> 201 {"channel","name","kind",...}
 //! GET  /channels?as=USER                {"channels":[...]}
 //! GET  /channel?channel=CHANNEL&as=USER {"channel":id or null,"name","kind","peer"}: what the words mean
+//! GET  /channel/info?channel=CHANNEL&as=USER  how it stands; without `as` a name among all channels, or an id
+//! GET  /trace?message=ID                where a message is, and who has it
 //! GET  /members?channel=CHANNEL&as=USER {"members":[{"user","name","role"}]}
 //! GET  /history?channel=CHANNEL&as=USER&limit=N  {"messages":[...]}, oldest first
 //! GET  /status                          {"ready","checks":[...],"version",...}
@@ -31,7 +37,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use fanfare_proto::{Code, UserId};
+use fanfare_proto::{Code, DeviceId, MessageId, UserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -61,6 +67,12 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/users/{user}", get(user))
         .route("/users/{user}/token", post(token))
         .route("/sessions", get(sessions))
+        .route("/sessions/kick", post(kick))
+        .route("/devices", get(devices))
+        .route("/devices/revoke", post(revoke))
+        .route("/tokens/trust", get(trust))
+        .route("/channel/info", get(channel_info))
+        .route("/trace", get(trace))
         .route("/channels", get(channels).post(create_channel))
         .route("/channel", get(channel))
         .route("/members", get(members))
@@ -200,6 +212,93 @@ async fn sessions(State(node): Node, of: Asked<OfUser>) -> Answer {
     let Query(of) = of?;
     let user = node.administration.user(&of.user).await?;
     Ok(Json(json!({ "sessions": node.administration.sessions(user.user).await? })))
+}
+
+/// A device of a user, its id a decimal string.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfDevice {
+    user: String,
+    #[serde(default)]
+    device: Option<String>,
+}
+
+impl OfDevice {
+    fn device(&self) -> Result<Option<DeviceId>, Problem> {
+        let parsed = self.device.as_ref().map(|device| device.parse().map(DeviceId)).transpose();
+        parsed.map_err(|_| Problem::new(Code::BAD_FIELD, "`device` is not an id, a decimal string"))
+    }
+}
+
+async fn kick(State(node): Node, body: Bytes) -> Answer {
+    let of: OfDevice = parse(&body)?;
+    let user = node.administration.user(&of.user).await?;
+    let ended = node.administration.kick(user.user, of.device()?).await?;
+    Ok(Json(json!({ "user": user.user.to_string(), "name": user.name, "ended": ended })))
+}
+
+async fn devices(State(node): Node, of: Asked<OfUser>) -> Answer {
+    let Query(of) = of?;
+    let user = node.administration.user(&of.user).await?;
+    Ok(Json(json!({ "devices": node.administration.devices(user.user).await? })))
+}
+
+async fn revoke(State(node): Node, body: Bytes) -> Answer {
+    let of: OfDevice = parse(&body)?;
+    let device = of.device()?.ok_or_else(|| Problem::new(Code::BAD_FIELD, "`device` is missing"))?;
+    let user = node.administration.user(&of.user).await?;
+    let ended = node.administration.revoke_device(user.user, device).await?;
+    Ok(Json(json!({
+        "user": user.user.to_string(),
+        "name": user.name,
+        "device": device.to_string(),
+        "ended": ended,
+    })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrustOf {
+    #[serde(default)]
+    user: Option<UserIdText>,
+}
+
+async fn trust(State(node): Node, of: Asked<TrustOf>) -> Answer {
+    let Query(of) = of?;
+    Ok(Json(node.administration.trust(of.user.map(|user| user.0)).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InfoOf {
+    channel: String,
+    #[serde(default, rename = "as")]
+    actor: Option<String>,
+}
+
+async fn channel_info(State(node): Node, of: Asked<InfoOf>) -> Answer {
+    let Query(of) = of?;
+    let channel = match of.actor {
+        Some(actor) => {
+            let actor = node.administration.user(&actor).await?;
+            node.administration.existing_channel(actor.user, &of.channel).await?
+        }
+        None => node.administration.any_channel(&of.channel).await?,
+    };
+    Ok(Json(node.administration.channel_info(channel).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfMessage {
+    message: String,
+}
+
+async fn trace(State(node): Node, of: Asked<OfMessage>) -> Answer {
+    let Query(of) = of?;
+    let id = of.message.parse().map(MessageId);
+    let id = id.map_err(|_| Problem::new(Code::BAD_FIELD, "`message` is not an id, a decimal string"))?;
+    Ok(Json(node.administration.trace(id).await?))
 }
 
 #[derive(Deserialize)]

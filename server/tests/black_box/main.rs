@@ -4,3 +4,4 @@ mod commands;
 mod http;
 mod newcomer;
 mod process;
+mod tools;

@@ -23,6 +23,8 @@ pub fn fanfare(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // Nor the contexts of whoever runs the tests.
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
 
