@@ -55,6 +55,11 @@ pub struct UserRow {
     pub full_delivery: bool,
     /// Is a bot.
     pub bot: bool,
+    /// Cannot connect or sign in.
+    pub disabled: bool,
+    /// Tokens issued before this time are void, Unix seconds.
+    #[serde(skip)]
+    pub tokens_from_s: u64,
 }
 
 /// A channel as it stands for a user, as JSON has it.
@@ -96,6 +101,8 @@ impl From<User> for UserRow {
             user: user.user,
             full_delivery: user.flags & User::FULL_DELIVERY != 0,
             bot: user.flags & User::BOT != 0,
+            disabled: user.flags & User::DISABLED != 0,
+            tokens_from_s: user.tokens_from_s,
             name: user.name,
         }
     }
@@ -169,8 +176,9 @@ impl Administration {
     ///
     /// # Errors
     /// Signing failed.
-    pub fn token(&self, user: UserId, ttl: Duration) -> Outcome<IssuedToken> {
-        let issued = self.issuer.issue(user, ttl, clock::now_ms());
+    pub fn token(&self, user: &UserRow, ttl: Duration) -> Outcome<IssuedToken> {
+        // A revocation of this very second voids what came before it, not this.
+        let issued = self.issuer.issue(user.user, ttl, clock::now_ms().max(user.tokens_from_s * 1000));
         issued.map_err(|error| Failure::internal("no token could be issued").why(format!("{error:#}")))
     }
 
@@ -461,18 +469,6 @@ impl Administration {
             })
         }));
         Ok(rows)
-    }
-
-    /// Voids a device's resume secrets and ends its sessions; gives how many.
-    ///
-    /// # Errors
-    /// NO_SUCH_NAME where the user has no such device, and of the router.
-    pub async fn revoke_device(&self, user: UserId, device: DeviceId) -> Outcome<usize> {
-        let known = self.devices(user).await?;
-        if !known.iter().any(|one| one["device"].as_str() == Some(&device.to_string())) {
-            return Err(Failure::new(Code::NO_SUCH_NAME, format!("this user has no device {device}")));
-        }
-        Ok(self.router.revoke_device(user, device).await?)
     }
 
     /// What decides about tokens: names, public keys, the clock, and whether a user is there.

@@ -219,6 +219,26 @@ pub enum User {
         #[arg(long, default_value = "1h", value_parser = parse_duration, value_name = "TIME")]
         ttl: Duration,
     },
+    /// Set the password, read from standard input; the user is signed out everywhere
+    Password {
+        /// Whose: a name or an id
+        name: String,
+    },
+    /// Sign a user out everywhere: logins, tokens, resume secrets, sessions
+    Revoke {
+        /// Whom: a name or an id
+        name: String,
+    },
+    /// Sign a user out everywhere and let it in no more
+    Disable {
+        /// Whom: a name or an id
+        name: String,
+    },
+    /// Let a disabled user in again
+    Enable {
+        /// Whom: a name or an id
+        name: String,
+    },
 }
 
 /// Who acts.

@@ -28,9 +28,9 @@ impl EchoBot {
     /// The bot's user is not there.
     pub async fn start(node: &Arc<NodeState>) -> Outcome<Self> {
         let administration = node.administration.clone();
-        let user = administration.user(BOT).await?.user;
+        let user = administration.user(BOT).await?;
         let token = move || {
-            let issued = administration.token(user, TOKEN_TTL);
+            let issued = administration.token(&user, TOKEN_TTL);
             async move { issued.map(|issued| issued.token).map_err(|error| TokenError::Unavailable(error.what)) }
         };
         let client = Client::builder(format!("ws://{}:{}", node.public_host(), node.gateway.port()))

@@ -42,7 +42,11 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
                 .iter()
                 .map(|user| {
                     let flag = |name: &str| user[name].as_bool() == Some(true);
-                    let marks = [("bot", flag("bot")), ("full delivery", flag("full_delivery"))];
+                    let marks = [
+                        ("bot", flag("bot")),
+                        ("full delivery", flag("full_delivery")),
+                        ("disabled", flag("disabled")),
+                    ];
                     let marks: Vec<&str> =
                         marks.iter().filter(|(_, on)| *on).map(|(mark, _)| *mark).collect();
                     vec![text(&user["name"]), text(&user["user"]), marks.join(", ")]
@@ -59,8 +63,35 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
             asker.output.remark(&format!("a token for {name}, until {ends}"));
             asker.output.object("token", issued, || token);
         }
+        User::Password { name } => {
+            let mut password = String::new();
+            std::io::stdin().read_line(&mut password)?;
+            let body = json!({ "password": password.trim_end_matches(['\r', '\n']) });
+            change(&asker, &name, "password", &body, "has a new password, and is signed out everywhere")
+                .await?;
+        }
+        User::Revoke { name } => {
+            change(&asker, &name, "revoke", &json!({}), "is signed out everywhere").await?;
+        }
+        User::Disable { name } => {
+            let said = "is disabled, and signed out everywhere";
+            change(&asker, &name, "disabled", &json!({ "disabled": true }), said).await?;
+        }
+        User::Enable { name } => {
+            change(&asker, &name, "disabled", &json!({ "disabled": false }), "may come in again").await?;
+        }
     }
     Ok(exit::OK)
+}
+
+/// Changes what a user may prove itself with.
+async fn change(asker: &Asker, name: &str, what: &str, body: &Value, said: &str) -> Outcome {
+    asker.changing();
+    let path = format!("/users/{}/{what}", segment(name));
+    let user = asker.admin.post(&path, body).await.map_err(with_lists)?;
+    let name = tame(&text(&user["name"]));
+    asker.output.object("user", user, || format!("{name} {said}"));
+    Ok(())
 }
 
 /// Lists a user's live sessions, or ends them.

@@ -9,6 +9,9 @@
 //!                                       "created","token","expires_unix_s"}]}: made where missing, at most 1000
 //! GET  /users/USER                      {"user","name",...}
 //! POST /users/USER/token                {"ttl_s"?} -> {"user","name","token","expires_unix_s","expires_at"}
+//! POST /users/USER/password              {"password"}: sets it, and signs the user out everywhere
+//! POST /users/USER/disabled              {"disabled":bool}: out everywhere and not let in, or let in again
+//! POST /users/USER/revoke                signs the user out everywhere: logins, tokens, resume secrets, sessions
 //! GET  /sessions?user=USER              {"sessions":[...]}
 //! POST /sessions/kick                   {"user":USER,"device"?:ID} -> {"user","name","ended":N}
 //! GET  /devices?user=USER               {"devices":[{"device","name","sessions","generation","seen_ms"}]}
@@ -66,6 +69,9 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/users/bulk", post(add_users))
         .route("/users/{user}", get(user))
         .route("/users/{user}/token", post(token))
+        .route("/users/{user}/password", post(password))
+        .route("/users/{user}/disabled", post(disabled))
+        .route("/users/{user}/revoke", post(revoke_all))
         .route("/sessions", get(sessions))
         .route("/sessions/kick", post(kick))
         .route("/devices", get(devices))
@@ -155,7 +161,7 @@ async fn add_users(State(node): Node, body: Bytes) -> Answer {
     let mut done = Vec::with_capacity(new.names.len());
     for name in &new.names {
         let (user, created) = node.administration.user_made(name, new.full_delivery, false).await?;
-        let issued = node.administration.token(user.user, ttl)?;
+        let issued = node.administration.token(&user, ttl)?;
         done.push(json!({
             "user": user.user.to_string(),
             "name": user.name,
@@ -181,7 +187,7 @@ struct TokenWish {
 async fn token(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
     let wish: TokenWish = if body.is_empty() { TokenWish::default() } else { parse(&body)? };
     let user = node.administration.user(&user).await?;
-    let IssuedToken { token, expires_unix_s } = node.administration.token(user.user, ttl(wish.ttl_s)?)?;
+    let IssuedToken { token, expires_unix_s } = node.administration.token(&user, ttl(wish.ttl_s)?)?;
     Ok(Json(json!({
         "user": user.user.to_string(),
         "name": user.name,
@@ -189,6 +195,38 @@ async fn token(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answ
         "expires_unix_s": expires_unix_s,
         "expires_at": clock::rfc3339(expires_unix_s * 1000),
     })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewPassword {
+    password: String,
+}
+
+async fn password(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+    let new: NewPassword = parse(&body)?;
+    let user = node.administration.user(&user).await?;
+    node.accounts.set_password(user.user, &new.password).await?;
+    Ok(Json(json!(user)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disabled {
+    disabled: bool,
+}
+
+async fn disabled(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+    let wish: Disabled = parse(&body)?;
+    let user = node.administration.user(&user).await?;
+    node.accounts.set_disabled(user.user, wish.disabled).await?;
+    Ok(Json(json!(node.administration.user(&user.user.to_string()).await?)))
+}
+
+async fn revoke_all(State(node): Node, Path(user): Path<String>) -> Answer {
+    let user = node.administration.user(&user).await?;
+    node.accounts.revoke(user.user).await?;
+    Ok(Json(json!(user)))
 }
 
 fn ttl(wish_s: Option<u64>) -> Result<Duration, Problem> {
@@ -247,7 +285,10 @@ async fn revoke(State(node): Node, body: Bytes) -> Answer {
     let of: OfDevice = parse(&body)?;
     let device = of.device()?.ok_or_else(|| Problem::new(Code::BAD_FIELD, "`device` is missing"))?;
     let user = node.administration.user(&of.user).await?;
-    let ended = node.administration.revoke_device(user.user, device).await?;
+    if !node.accounts.devices(user.user).await?.iter().any(|(known, _)| known.device == device) {
+        return Err(Problem::not_found(format!("{} has no device {device}", user.name)));
+    }
+    let ended = node.accounts.remove_device(user.user, device).await?;
     Ok(Json(json!({
         "user": user.user.to_string(),
         "name": user.name,

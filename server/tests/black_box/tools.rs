@@ -31,6 +31,26 @@ fn error_of(output: &Output) -> Value {
 }
 
 #[test]
+fn users_are_disabled_revoked_and_given_passwords() {
+    let server = Server::dev();
+    assert_eq!(server.json(&["user", "disable", "bob"])["disabled"], true);
+    let listener =
+        server.command(&["listen", "general", "--as", "bob", "--count", "1"]).output().expect("it runs");
+    assert_eq!(listener.status.code(), Some(4), "{}", stderr(&listener));
+    assert_eq!(server.json(&["user", "enable", "bob"])["disabled"], false);
+    // In the same second too.
+    let sent = server.command(&["send", "general", "back", "--as", "bob"]).output().expect("it runs");
+    assert_eq!(sent.status.code(), Some(0), "{}", stderr(&sent));
+    let set = fed(server.command(&["user", "password", "bob", "--json"]), "correct horse\n");
+    assert_eq!(json_of(&set)["name"], "bob", "{}", stderr(&set));
+    let short = fed(server.command(&["user", "password", "bob", "--json"]), "short\n");
+    assert_eq!(error_of(&short)["number"], 3015);
+    assert_eq!(server.json(&["user", "revoke", "bob"])["name"], "bob");
+    let nobody = server.command(&["user", "revoke", "nobody", "--json"]).output().expect("it runs");
+    assert_eq!(error_of(&nobody)["exit"], 8);
+}
+
+#[test]
 fn sessions_are_kicked_and_devices_revoked() {
     let server = Server::dev();
     let mut listener = server.command(&["listen", "general", "--as", "bob"]);
