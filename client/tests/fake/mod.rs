@@ -104,6 +104,7 @@ impl FakeGateway {
         let tcp = gateway.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
                 let (gateway, acceptor) = (tcp.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     let mut first = [0];
