@@ -31,6 +31,9 @@ const WAITING_ENTRIES: usize = 512;
 /// Entries that wait for a store that fails, before nothing more that was seen is kept.
 const WAITING_ENTRIES_MAX: usize = 8_192;
 
+/// Settled sends that wait for a store that fails.
+const SETTLED_MAX: usize = 8_192;
+
 /// The store and what waits for it.
 pub(crate) struct Keeper {
     inner: Mutex<Inner>,
@@ -45,6 +48,8 @@ struct Inner {
     next_place: u64,
     /// The store failed for long: what it holds of channels stays as it is, and true; whoever opens it next fetches the rest again.
     stopped: bool,
+    /// The last write failed.
+    failed: bool,
 }
 
 impl std::fmt::Debug for Keeper {
@@ -64,6 +69,7 @@ impl Keeper {
             user: saved.installation.user,
             next_place: saved.sends.last().map_or(1, |send| send.place + 1),
             stopped: false,
+            failed: false,
         };
         Ok((Self { inner: Mutex::new(inner), lasts }, saved))
     }
@@ -77,6 +83,7 @@ impl Keeper {
             user: UserId(0),
             next_place: 1,
             stopped: false,
+            failed: false,
         };
         (Self { inner: Mutex::new(inner), lasts: false }, Saved::default())
     }
@@ -105,7 +112,8 @@ impl Keeper {
         let mut saved = SavedSend { place, channel, send };
         if self.lasts {
             inner.waiting.sends.push(saved.clone());
-            inner.write().inspect_err(|_| inner.forget(place))?;
+            // A write that failed may have reached the disk all the same: what was not queued is not to come back.
+            inner.write().inspect_err(|_| inner.settle(place))?;
         }
         let outcome = hand_on(place, std::mem::take(&mut saved.send));
         if outcome.is_err() && self.lasts {
@@ -210,7 +218,7 @@ impl Keeper {
     /// Writes what is due.
     pub fn write_due(&self) -> Result<(), StoreError> {
         let mut inner = self.inner.lock();
-        let early = inner.waiting.entries.len() >= WAITING_ENTRIES && !inner.stopped;
+        let early = inner.waiting.entries.len() >= WAITING_ENTRIES && !inner.failed;
         if inner.due.is_some_and(|due| due <= Instant::now() || early) { inner.write() } else { Ok(()) }
     }
 
@@ -255,7 +263,9 @@ impl Inner {
 
     fn settle(&mut self, place: u64) {
         self.forget(place);
-        self.waiting.settled.push(place);
+        if self.waiting.settled.len() < SETTLED_MAX {
+            self.waiting.settled.push(place);
+        }
         self.changed();
     }
 
@@ -271,10 +281,11 @@ impl Inner {
         match self.store.write(&self.waiting) {
             Ok(()) => {
                 self.waiting = Changes::default();
-                self.due = None;
+                (self.due, self.failed) = (None, false);
                 Ok(())
             }
             Err(error) => {
+                self.failed = true;
                 self.due = Some(Instant::now() + WRITE_AGAIN_AFTER);
                 if self.waiting.entries.len() > WAITING_ENTRIES_MAX {
                     self.stopped = true;

@@ -52,7 +52,7 @@ pub enum Status {
     /// Committed.
     Sent(Sent),
     /// Another member's device has it: in a direct channel the other's, in a group (up to 32 members, as larger ones send no receipts)
-    /// at least one; [`Client::counts`](crate::Client::counts) says how many.
+    /// at least one; [`Client::counts`](crate::Client::counts) says how many. Known of the newest 1,000 sends.
     Delivered(Sent),
     /// Another member has read it.
     Read(Sent),

@@ -75,6 +75,14 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // None is left behind by a test that fails.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// What the example has said over all its lives.
 #[derive(Default)]
 struct Heard {

@@ -20,9 +20,9 @@ pub struct Server {
 }
 
 /// Below the ports that the kernel gives to outgoing connections: a client that tries again could else be given the server's.
-fn free_port() -> SocketAddr {
+fn free_port(above: u32) -> SocketAddr {
     let first = std::process::id() ^ std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
-    let ports = (0..2_000u32).map(|step| 12_000 + ((first.wrapping_mul(31) + step * 7) % 20_000) as u16);
+    let ports = (0..2_000u32).map(|step| (above + (first % 10_000 + step * 7) % 10_000) as u16);
     let mut addresses = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
     addresses.find(|address| TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()).unwrap()
 }
@@ -36,11 +36,7 @@ impl Server {
         };
         let data = scratch.join("data");
         fs::create_dir_all(&data).unwrap();
-        let listen = free_port();
-        let http = loop {
-            let http = SocketAddr::from(([127, 0, 0, 1], listen.port() + 1));
-            break if TcpListener::bind(http).is_ok() { http } else { free_port() };
-        };
+        let (listen, http) = (free_port(12_000), free_port(22_000));
         // Relative to where the tests were started from, which is not where they run.
         let binary = PathBuf::from(binary);
         let from_root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(&binary);
