@@ -316,7 +316,7 @@ impl Actor {
                     }
                     if stranger {
                         // Neither may one user's queue be sent as another's, nor what one has seen be shown to another.
-                        let text = format!("this client and its store belong to user {}", self.user).into();
+                        let text = format!("this client and its store belong to user {}", self.user);
                         let ended = Ended { code: None, policy: Policy::Never, retry_after_ms: 0, text };
                         break Leave::Ended(ended);
                     }
