@@ -1,12 +1,18 @@
 //! The client's one task: it holds the connection, or waits to open the next, and everything that is on its way.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use fanfare_proto::{
-    ChannelId, Code, Seq, SessionId,
+    ChannelId, Code, Frame, Seq, SessionId, UserId,
     error::Policy,
     session::client::{ClientSession, Defect, DeviceState, Ended, Event as Told, SessionOptions},
-    wire::{self, Role},
+    wire::{self, Role, entry::Content},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -19,8 +25,10 @@ use crate::{
     connection::{ConnectOptions, Connection, now_ms},
     event::{Entry, Event, State},
     gaps::{Gaps, new_entries},
+    keep::Keeper,
     random,
-    sending::{Outgoing, SendQueue},
+    sending::{Echoes, Outgoing, SendQueue, Sent},
+    store::{Installation, StoreError},
     target::{Discovery, Target},
     tls::Trust,
     token::{TokenError, TokenSource},
@@ -47,6 +55,7 @@ pub(crate) struct Settings {
     pub device_name: String,
     pub agent: String,
     pub window: u32,
+    pub pipeline: usize,
     pub local: Option<std::net::IpAddr>,
     pub server_name: Option<String>,
 }
@@ -55,6 +64,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub channels: Mutex<HashMap<ChannelId, Arc<wire::ChannelState>>>,
+    pub echoes: Mutex<Echoes>,
 }
 
 pub(crate) struct Actor {
@@ -63,6 +73,9 @@ pub(crate) struct Actor {
     pub events: broadcast::Sender<Event>,
     pub state: watch::Sender<State>,
     pub shared: Arc<Shared>,
+    pub keeper: Arc<Keeper>,
+    /// Whose client and store this is; 0 before the first session.
+    pub user: UserId,
     /// What outlives sessions, while there is none.
     pub device: DeviceState,
     pub sends: SendQueue,
@@ -72,7 +85,27 @@ pub(crate) struct Actor {
     pub reads: HashMap<ChannelId, (Seq, u64, bool)>,
     pub fresh_token: bool,
     pub moved_to: Option<Target>,
+    /// What changed since it was told and kept.
+    pub changed: Changed,
+    /// The store could not be opened: nothing is tried.
+    pub unusable: Option<StoreError>,
 }
+
+/// What changed in one turn: gathered, as a burst changes the same again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// Channels whose state is to be told.
+    states: HashSet<ChannelId>,
+    /// Channels of which more is held.
+    logs: HashSet<ChannelId>,
+    /// Channels that this session's SYNCED has named so far; `None` once it is complete.
+    named: Option<HashSet<ChannelId>>,
+    /// The last write failed, and that was told.
+    store_failed: bool,
+}
+
+/// Channels whose receipts are asked for after a reconnect.
+const COUNTED_CHANNELS_MAX: usize = 8;
 
 /// Why the task leaves a loop.
 enum Leave {
@@ -91,6 +124,13 @@ impl Actor {
     pub async fn run(mut self) {
         let mut attempt = 0;
         let (why, reply) = loop {
+            if let Some(error) = &self.unusable {
+                let code = None;
+                break (
+                    Ended { code, policy: Policy::Never, retry_after_ms: 0, text: error.to_string() },
+                    None,
+                );
+            }
             self.set_state(State::Connecting);
             let left = match self.open().await {
                 Ok(connection) => self.session(connection, &mut attempt).await,
@@ -103,8 +143,13 @@ impl Actor {
             };
             self.sends.disconnected();
             self.questions.disconnected();
-            let events = self.events.clone();
-            self.gaps.disconnected(&mut |event| drop(events.send(event)));
+            let mut rest = Vec::new();
+            self.gaps.disconnected(&mut |event| rest.push(event));
+            rest.into_iter().for_each(|event| self.tell_any(event));
+            let device = std::mem::take(&mut self.device);
+            self.turned(&device);
+            self.device = device;
+            self.write();
             self.reads.values_mut().for_each(|read| read.2 = false);
             if ended.policy == Policy::Authenticate {
                 self.fresh_token = true;
@@ -122,8 +167,10 @@ impl Actor {
                 break (Ended::from_close(None, "closed"), reply);
             }
         };
+        self.turned(&self.device.clone());
         self.sends.close();
         self.questions.close();
+        self.write();
         self.set_state(State::Closed { code: why.code, reason: why.text });
         if let Some(reply) = reply {
             // Whoever closed it may not want it.
@@ -134,6 +181,49 @@ impl Actor {
     fn set_state(&self, state: State) {
         self.state.send_replace(state.clone());
         self.tell(Event::State(state));
+    }
+
+    /// Tells and keeps what changed. What is held of a channel is kept only once all of it was told: else a client that dies between would
+    /// never tell the rest.
+    fn turned(&mut self, device: &DeviceState) {
+        let gaps = &self.gaps;
+        let mut kept = false;
+        for channel in self.changed.logs.extract_if(|channel| !gaps.busy(*channel)) {
+            if let Some(log) = device.channels.get(&channel) {
+                self.keeper.log(channel, log);
+                kept = true;
+            }
+        }
+        if kept {
+            self.keeper.installation(Installation::of(self.user, device));
+        }
+        for channel in std::mem::take(&mut self.changed.states) {
+            let state = self.shared.channels.lock().get(&channel).cloned();
+            if let Some(state) = state {
+                self.keeper.channel(channel, Some(state.clone()));
+                self.tell(Event::ChannelChanged(state));
+            }
+        }
+        let written = self.keeper.write_due();
+        self.written(written);
+    }
+
+    fn write(&mut self) {
+        let written = self.keeper.write();
+        self.written(written);
+    }
+
+    /// A store that fails is told of once until it is well again.
+    fn written(&mut self, outcome: Result<(), StoreError>) {
+        match outcome {
+            Ok(()) => self.changed.store_failed = false,
+            Err(error) => {
+                tracing::warn!(%error, "what was sent or seen could not be kept");
+                if !std::mem::replace(&mut self.changed.store_failed, true) {
+                    self.tell(Event::StoreFailed(error));
+                }
+            }
+        }
     }
 
     fn tell(&self, event: Event) {
@@ -151,7 +241,7 @@ impl Actor {
                 command = self.commands.recv() => match command {
                     Some(Command::Close(reply)) => return Err(Leave::Closed(Some(reply))),
                     None => return Err(Leave::Closed(None)),
-                    Some(command) => self.take(command, None),
+                    Some(command) => self.take_alone(command),
                 },
             }
         }
@@ -166,7 +256,7 @@ impl Actor {
                 command = self.commands.recv() => match command {
                     Some(Command::Close(reply)) => return Leave::Closed(Some(reply)),
                     None => return Leave::Closed(None),
-                    Some(command) => self.take(command, None),
+                    Some(command) => self.take_alone(command),
                 },
             }
         }
@@ -176,23 +266,42 @@ impl Actor {
         let mut told: Vec<Told> = Vec::new();
         let mut token: Option<Token> = None;
         let mut move_at: Option<Instant> = None;
+        self.changed.named = Some(HashSet::new());
         let leave = loop {
+            self.turned(connection.session().device());
             if connection.session().is_open() {
                 self.pump(connection.session());
             }
-            let timers = [self.sends.deadline(), self.questions.deadline(), self.gaps.deadline(), move_at];
+            let timers = [
+                self.sends.deadline(),
+                self.questions.deadline(),
+                self.gaps.deadline(),
+                self.keeper.deadline(),
+                move_at,
+            ];
             let timer = timers.into_iter().flatten().min();
             tokio::select! {
                 // The server first: what it says may settle what a command asks.
                 biased;
                 turned = async { connection.turn(&mut |event| told.push(event)).await } => {
+                    let mut stranger = false;
                     for event in told.drain(..) {
                         match event {
                             Told::Welcome(_) => {
+                                let user = connection.session().user();
+                                stranger = self.user != UserId(0) && self.user != user;
+                                if stranger {
+                                    break;
+                                }
+                                self.user = user;
                                 *attempt = 0;
                                 self.fresh_token = false;
+                                self.keeper.installation(Installation::of(user, connection.session().device()));
                             }
-                            Told::AuthRequired { .. } => token = Some(self.settings.token.fresh()),
+                            Told::Authenticated { .. } => {
+                                self.keeper.installation(Installation::of(self.user, connection.session().device()));
+                            }
+                            Told::AuthRequired { .. } => token = Some(Box::pin(self.settings.token.clone().fresh())),
                             Told::GoAway(ref goaway) => {
                                 let window = u64::from(goaway.delay_ms_max.saturating_sub(goaway.delay_ms_min)) + 1;
                                 let delay = u64::from(goaway.delay_ms_min) + random() % window;
@@ -204,6 +313,12 @@ impl Actor {
                         if let Err(code) = self.handle(connection.session(), event) {
                             connection.session().close(code, "");
                         }
+                    }
+                    if stranger {
+                        // Neither may one user's queue be sent as another's, nor what one has seen be shown to another.
+                        let text = format!("this client and its store belong to user {}", self.user);
+                        let ended = Ended { code: None, policy: Policy::Never, retry_after_ms: 0, text };
+                        break Leave::Ended(ended);
                     }
                     if let Err(ended) = turned {
                         break Leave::Ended(ended);
@@ -238,7 +353,9 @@ impl Actor {
     /// Sends whatever waits and may go.
     fn pump(&mut self, session: &mut ClientSession) {
         let now = now_ms();
-        self.sends.pump(session, now);
+        if let Err(error) = self.sends.pump(session, now) {
+            self.written(Err(error));
+        }
         self.questions.pump(session, now);
         self.gaps.pump(session);
         for (channel, (seq, ordinal, sent)) in &mut self.reads {
@@ -248,14 +365,32 @@ impl Actor {
         }
     }
 
+    /// Takes a command while there is no session to tell and keep things by its way.
+    fn take_alone(&mut self, command: Command) {
+        self.take(command, None);
+        let device = std::mem::take(&mut self.device);
+        self.turned(&device);
+        self.device = device;
+        self.write();
+    }
+
     fn take(&mut self, command: Command, session: Option<&mut ClientSession>) {
         match command {
             Command::Send(outgoing) => self.sends.push(*outgoing),
-            Command::Ask(question, reply) => self.questions.ask(question, reply),
+            Command::Ask(question, reply) => self.questions.ask(question, Some(reply)),
             Command::Read(channel, seq, ordinal) => {
                 let read = self.reads.entry(channel).or_default();
                 if seq > read.0 {
                     *read = (seq, ordinal, false);
+                    self.keeper.read(channel, Some((seq, ordinal)));
+                    let mut channels = self.shared.channels.lock();
+                    if let Some(state) = channels.get_mut(&channel)
+                        && state.read < seq
+                    {
+                        let state = Arc::make_mut(state);
+                        (state.read, state.read_ordinal) = (seq, state.read_ordinal.max(ordinal));
+                        self.changed.states.insert(channel);
+                    }
                 }
             }
             // Hints are worth nothing later.
@@ -285,7 +420,12 @@ impl Actor {
                 session: SessionId(welcome.session),
                 resumed: welcome.resumed,
             }),
-            Told::Deliver(frame) => self.tell_entry(Arc::new(Entry::decode(&frame)?)),
+            Told::Deliver(frame) => {
+                let entry = Arc::new(Entry::decode(&frame)?);
+                self.changed.logs.insert(entry.channel);
+                self.keeper.frames([(frame, recalled(&entry))]);
+                self.tell_entry(entry);
+            }
             Told::Gap { channel, after, head } => self.gaps.add(channel, after, head),
             Told::Defect { channel, kind, after, before } => {
                 tracing::warn!(%channel, ?kind, after, before, "the server broke a rule");
@@ -293,12 +433,25 @@ impl Actor {
                     self.gaps.add(channel, after, before - 1);
                 }
             }
-            Told::Rewound { channel, from, .. } => self.tell(Event::Rewound { channel, from }),
+            Told::Rewound { channel, from, .. } => {
+                self.keeper.rewound(channel, from);
+                self.sends.rewound(channel, from);
+                self.changed.logs.insert(channel);
+                self.tell(Event::Rewound { channel, from });
+            }
             Told::Synced(synced) => {
                 for state in synced.channels {
+                    if let Some(named) = &mut self.changed.named {
+                        named.insert(ChannelId(state.channel));
+                    }
                     self.channel_changed(state);
                 }
                 if synced.complete {
+                    self.left_meanwhile();
+                    for (channel, of) in self.sends.unread(COUNTED_CHANNELS_MAX) {
+                        // Of interest to nobody else: the answer is taken where it passes.
+                        self.questions.ask(Question::Counts(channel, of), None);
+                    }
                     self.tell(Event::Synced { channels: synced.channels_total });
                 }
             }
@@ -306,10 +459,19 @@ impl Actor {
                 if request != 0 {
                     self.questions.channel(request, state.clone());
                 }
+                if let Some(named) = &mut self.changed.named {
+                    named.insert(ChannelId(state.channel));
+                }
                 self.channel_changed(*state);
             }
-            Told::SendAck { request, ack, .. } => drop(self.sends.answer(request, &ack)),
-            Told::Page { request, news, page, .. } => {
+            Told::SendAck { request, ack, .. } => {
+                if let Some((channel, sent)) = self.sends.answer(request, &ack) {
+                    self.echo_committed(session, channel, sent);
+                }
+            }
+            Told::Page { channel, request, news, page } => {
+                self.changed.logs.insert(channel);
+                self.keep_page(&page)?;
                 let mut events = Vec::new();
                 let mut tell = |event| events.push(event);
                 let of_gap = self.gaps.page(session, now_ms(), request, &page, &news, &mut tell)?;
@@ -317,17 +479,17 @@ impl Actor {
                     // History that lies in a hole fills it: it will not be delivered again.
                     events.extend(new_entries(&page, &news)?.into_iter().map(Event::Entry));
                 }
-                for event in events {
-                    match event {
-                        Event::Entry(entry) => self.tell_entry(entry),
-                        other => self.tell(other),
-                    }
-                }
+                events.into_iter().for_each(|event| self.tell_any(event));
                 if !of_gap {
                     self.questions.page(request, *page);
                 }
             }
-            Told::Counts { request, counts, .. } => self.questions.counts(request, counts),
+            Told::Counts { channel, request, counts } => {
+                // This user may be among them; two are one other at least.
+                let reached = |count: u32| if count >= 2 { counts.of } else { 0 };
+                self.sends.receipt(channel, reached(counts.delivered), reached(counts.read));
+                self.questions.counts(request, counts);
+            }
             Told::Refused { request, error, .. } => {
                 let code = Code(error.code as u16);
                 let later = matches!(code.policy(), Policy::BackOff | Policy::Repeat);
@@ -337,6 +499,9 @@ impl Actor {
                 }
             }
             Told::Receipt { channel, receipt } => {
+                for cursor in receipt.cursors.iter().filter(|cursor| cursor.user != self.user.0) {
+                    self.sends.receipt(channel, cursor.delivered, cursor.read);
+                }
                 self.tell(Event::Receipt { channel, cursors: receipt.cursors.into() });
             }
             Told::Typing { channel, typing } => {
@@ -351,32 +516,102 @@ impl Actor {
         Ok(())
     }
 
-    fn tell_entry(&self, entry: Arc<Entry>) {
+    fn tell_any(&mut self, event: Event) {
+        match event {
+            Event::Entry(entry) => self.tell_entry(entry),
+            other => {
+                if let Event::Skipped { channel, first, last } = other {
+                    self.shared.echoes.lock().passed(channel, first, last);
+                    self.changed.logs.insert(channel);
+                }
+                self.tell(other);
+            }
+        }
+    }
+
+    fn tell_entry(&mut self, entry: Arc<Entry>) {
         let mut channels = self.shared.channels.lock();
         if let Some(state) = channels.get_mut(&entry.channel)
             && state.head < entry.seq
         {
             let state = Arc::make_mut(state);
             (state.head, state.ordinal, state.active_ms) = (entry.seq, entry.ordinal, entry.time_ms());
+            self.changed.states.insert(entry.channel);
         }
         drop(channels);
+        if entry.sender == self.user {
+            self.sends.seen(&entry);
+            // The echo goes before its entry comes: an application never shows both, as it reads echoes when it draws.
+            self.shared.echoes.lock().seen(&entry, self.user);
+        }
         self.tell(Event::Entry(entry));
     }
 
-    fn channel_changed(&mut self, state: wire::ChannelState) {
+    /// A send was committed: its echo goes when its entry comes, or now where that came before, in an earlier life of this store.
+    fn echo_committed(&self, session: &ClientSession, channel: ChannelId, sent: Sent) {
+        let Some(log) = session.log(channel) else { return };
+        if (sent.seq <= log.position || log.held.contains(sent.seq)) && !self.gaps.busy(channel) {
+            self.shared.echoes.lock().passed(channel, sent.seq, sent.seq);
+        }
+    }
+
+    fn keep_page(&self, page: &wire::Page) -> Result<(), Code> {
+        let mut frames = Vec::new();
+        let amendments = page.amendments.iter().map(|amendment| amendment.frame.clone());
+        for frame in [page.frames.clone()].into_iter().chain(amendments).flat_map(Frame::iter) {
+            let frame = frame?;
+            let recalls = recalled(&Entry::decode(&frame)?);
+            frames.push((frame, recalls));
+        }
+        self.keeper.frames(frames);
+        Ok(())
+    }
+
+    fn channel_changed(&mut self, mut state: wire::ChannelState) {
         let channel = ChannelId(state.channel);
-        if self.reads.get(&channel).is_some_and(|read| read.0 <= state.read) {
-            self.reads.remove(&channel);
+        match self.reads.get(&channel) {
+            Some((seq, ..)) if *seq <= state.read => {
+                self.reads.remove(&channel);
+                self.keeper.read(channel, None);
+            }
+            // The server does not know it yet.
+            Some((seq, ordinal, _)) => {
+                (state.read, state.read_ordinal) = (*seq, state.read_ordinal.max(*ordinal))
+            }
+            None => {}
         }
         if state.role == Role::None as i32 {
-            self.shared.channels.lock().remove(&channel);
-            self.reads.remove(&channel);
-            self.tell(Event::ChannelLeft(channel));
+            self.left(channel);
             return;
         }
-        let state = Arc::new(state);
-        self.shared.channels.lock().insert(channel, state.clone());
-        self.tell(Event::ChannelChanged(state));
+        self.shared.channels.lock().insert(channel, Arc::new(state));
+        self.changed.states.insert(channel);
+        self.changed.logs.insert(channel);
+    }
+
+    fn left(&mut self, channel: ChannelId) {
+        self.shared.channels.lock().remove(&channel);
+        self.reads.remove(&channel);
+        self.changed.states.remove(&channel);
+        self.changed.logs.remove(&channel);
+        self.keeper.channel(channel, None);
+        self.tell(Event::ChannelLeft(channel));
+    }
+
+    /// Channels that no SYNCED named any more were left while there was no connection.
+    fn left_meanwhile(&mut self) {
+        let Some(named) = self.changed.named.take() else { return };
+        let gone: Vec<_> =
+            self.shared.channels.lock().keys().filter(|known| !named.contains(known)).copied().collect();
+        gone.into_iter().for_each(|channel| self.left(channel));
+    }
+}
+
+/// The message that an entry takes back.
+fn recalled(entry: &Entry) -> Option<Seq> {
+    match &entry.content {
+        Some(Content::Recall(recall)) => Some(recall.target),
+        _ => None,
     }
 }
 

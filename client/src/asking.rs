@@ -56,7 +56,8 @@ pub(crate) type Reply = oneshot::Sender<Result<Answer, RequestError>>;
 #[derive(Debug)]
 struct Asked {
     question: Question,
-    reply: Reply,
+    /// `None`: nobody waits for it, and a broken connection or a refusal ends it.
+    reply: Option<Reply>,
     number: Option<u64>,
     attempts: u32,
     not_before: Instant,
@@ -70,10 +71,10 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    pub fn ask(&mut self, question: Question, reply: Reply) {
+    pub fn ask(&mut self, question: Question, reply: Option<Reply>) {
         if self.all.len() >= QUESTIONS_MAX {
             // Whoever asked has gone, or hears that there is no room.
-            let _ = reply.send(Err(RequestError::Busy));
+            let _ = reply.map(|reply| reply.send(Err(RequestError::Busy)));
             return;
         }
         let asked = Asked {
@@ -89,7 +90,7 @@ impl Questions {
 
     pub fn pump(&mut self, session: &mut ClientSession, now_ms: u64) {
         let now = Instant::now();
-        self.all.retain(|asked| !asked.reply.is_closed());
+        self.all.retain(|asked| asked.reply.as_ref().is_none_or(|reply| !reply.is_closed()));
         for asked in self.all.iter_mut().filter(|asked| asked.number.is_none() && asked.not_before <= now) {
             let number = match &mut asked.question {
                 Question::Fetch(channel, fetch) => session.fetch(*channel, fetch),
@@ -137,7 +138,10 @@ impl Questions {
         let Some(index) = self.index(number) else { return };
         let code = Code(error.code as u16);
         let asked = &mut self.all[index];
-        if matches!(code.policy(), Policy::BackOff | Policy::Repeat) && asked.attempts < ATTEMPTS_MAX {
+        if matches!(code.policy(), Policy::BackOff | Policy::Repeat)
+            && asked.attempts < ATTEMPTS_MAX
+            && asked.reply.is_some()
+        {
             asked.number = None;
             let wait_ms = u64::from(error.retry_after_ms) + random() % (200u64 << asked.attempts);
             asked.not_before = Instant::now() + Duration::from_millis(wait_ms);
@@ -148,6 +152,7 @@ impl Questions {
 
     /// The connection broke: what was on its way is asked again.
     pub fn disconnected(&mut self) {
+        self.all.retain(|asked| asked.reply.is_some());
         self.all.iter_mut().for_each(|asked| asked.number = None);
     }
 
@@ -164,7 +169,7 @@ impl Questions {
 
     pub fn close(&mut self) {
         for asked in self.all.drain(..) {
-            let _ = asked.reply.send(Err(RequestError::Closed));
+            let _ = asked.reply.map(|reply| reply.send(Err(RequestError::Closed)));
         }
     }
 
@@ -175,7 +180,7 @@ impl Questions {
     fn settle(&mut self, index: usize, outcome: Result<Answer, RequestError>) {
         if let Some(asked) = self.all.remove(index) {
             // Whoever asked may have gone.
-            let _ = asked.reply.send(outcome);
+            let _ = asked.reply.map(|reply| reply.send(outcome));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The client as an application sees it.
 
-use std::{collections::HashMap, future::Future, net::IpAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
 use fanfare_proto::{
     ChannelId, Code, DeviceId, Seq, UserId, limits,
@@ -18,8 +18,10 @@ use crate::{
     asking::{Answer, QUESTIONS_MAX, Question, RequestError},
     event::{Event, History, State},
     gaps::Gaps,
+    keep::Keeper,
     random,
-    sending::{Outgoing, Permits, QUEUE_MAX, SendError, SendHandle},
+    sending::{Outgoing, Permits, QUEUE_MAX, SendError, SendHandle, SendQueue, WINDOW_MAX},
+    store::{MemoryStore, Saved, Store},
     tls::Trust,
     token::{TokenError, TokenSource},
     watch::Channel,
@@ -43,11 +45,17 @@ pub struct ConnectError {
 }
 
 /// How to connect; see [`Client::builder`].
-#[derive(Debug)]
 #[must_use]
 pub struct Builder {
     settings: Settings,
-    device: DeviceState,
+    device: Option<DeviceState>,
+    store: Option<Box<dyn Store>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 impl Builder {
@@ -67,16 +75,31 @@ impl Builder {
         self
     }
 
-    /// The installation: a number picked at random once and kept (1 to 2^63 - 1), and a name for the user's list of devices.
+    /// The installation: a number picked at random once and kept (1 to 2^63 - 1), and a name for the user's list of devices. A store that
+    /// lasts keeps the number by itself.
     pub fn device(mut self, device: DeviceId, name: impl Into<String>) -> Self {
-        self.device.device = device;
+        self.device.get_or_insert_default().device = device;
         self.settings.device_name = name.into();
         self
     }
 
     /// What an earlier client of this installation left ([`Client::close`]): positions and the resume secret.
     pub fn restore(mut self, device: DeviceState) -> Self {
-        self.device = device;
+        self.device = Some(device);
+        self
+    }
+
+    /// Where the queue of sends, and what was seen, are kept: [`MemoryStore`] by default, [`DiskStore`](crate::store::DiskStore) to have them
+    /// outlive the process.
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Box::new(store));
+        self
+    }
+
+    /// Sends of one channel that may be in flight at once; 1 by default, at most [`WINDOW_MAX`]. More make a channel faster, but where the server
+    /// refuses one for the time being (a rate limit), those behind it may be committed before it.
+    pub fn pipeline(mut self, sends: usize) -> Self {
+        self.settings.pipeline = sends.clamp(1, WINDOW_MAX);
         self
     }
 
@@ -120,27 +143,52 @@ impl Builder {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(mut self) -> Client {
-        if self.device.device == DeviceId(0) {
-            self.device.device = DeviceId((random() >> 1).max(1));
+    pub fn start(self) -> Client {
+        let store = self.store.unwrap_or_else(|| Box::new(MemoryStore::default()));
+        let (keeper, saved, unusable) = match Keeper::open(store) {
+            Ok((keeper, saved)) => (keeper, saved, None),
+            Err(error) => {
+                let (keeper, saved) = Keeper::empty();
+                (keeper, saved, Some(error))
+            }
+        };
+        let keeper = Arc::new(keeper);
+        let permits: Permits = Arc::new(Semaphore::new(QUEUE_MAX));
+        let shared = Arc::new(Shared::default());
+        let mut sends = SendQueue::new(keeper.clone(), self.settings.pipeline);
+        for send in saved.sends.iter().cloned() {
+            let Ok(permit) = permits.clone().try_acquire_owned() else { break };
+            if let Some((outgoing, echo)) = Outgoing::saved(send, permit, keeper.clone()) {
+                sends.push(outgoing);
+                shared.echoes.lock().push(echo);
+            }
         }
+        let states = saved.channels.iter().map(|state| (ChannelId(state.channel), Arc::new(state.clone())));
+        shared.channels.lock().extend(states);
+        let reads =
+            saved.reads.iter().map(|(channel, seq, ordinal)| (*channel, (*seq, *ordinal, false))).collect();
+        let user = saved.installation.user;
+        let device = device_of(saved, self.device);
         let (commands, commands_in) = mpsc::channel(QUEUE_MAX + COMMANDS_MAX);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (state, state_out) = watch::channel(State::Connecting);
-        let shared = Arc::new(Shared::default());
         let actor = Actor {
             settings: Arc::new(self.settings),
             commands: commands_in,
             events: events.clone(),
             state,
             shared: shared.clone(),
-            device: self.device,
-            sends: Default::default(),
+            keeper: keeper.clone(),
+            user,
+            device,
+            sends,
             questions: Default::default(),
             gaps: Gaps::default(),
-            reads: HashMap::new(),
+            reads,
             fresh_token: false,
             moved_to: None,
+            changed: Default::default(),
+            unusable,
         };
         let task = tokio::spawn(actor.run());
         let inner = Inner {
@@ -148,7 +196,8 @@ impl Builder {
             events: events.downgrade(),
             state: state_out,
             shared,
-            permits: Arc::new(Semaphore::new(QUEUE_MAX)),
+            keeper,
+            permits,
             task: Mutex::new(Some(task)),
         };
         // The task alone holds the sender, so that subscribers see the end.
@@ -206,6 +255,7 @@ struct Inner {
     events: broadcast::WeakSender<Event>,
     state: watch::Receiver<State>,
     shared: Arc<Shared>,
+    keeper: Arc<Keeper>,
     permits: Permits,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -222,10 +272,11 @@ impl Client {
             device_name: String::new(),
             agent: concat!("fanfare-client/", env!("CARGO_PKG_VERSION")).into(),
             window: 0,
+            pipeline: 1,
             local: None,
             server_name: None,
         };
-        Builder { settings, device: DeviceState::default() }
+        Builder { settings, device: None, store: None }
     }
 
     /// Everything that happens from now on.
@@ -263,19 +314,45 @@ impl Client {
         Channel::new(self.clone(), channel)
     }
 
-    /// Sends one entry: queued at once, repeated until its outcome is known.
+    /// Sends one entry: queued at once, repeated until its outcome is known. With a store that lasts it is flushed to it when this
+    /// returns, which takes the time of one flush; the sends of a channel are committed in the order of the calls.
     pub fn send(&self, channel: ChannelId, content: Content) -> SendHandle {
         let Ok(permit) = self.inner.permits.clone().try_acquire_owned() else {
-            return Outgoing::failed(SendError::QueueFull);
+            return SendHandle::failed(channel, content, SendError::QueueFull);
         };
-        let (outgoing, handle) = Outgoing::new(channel, content, permit);
-        match self.inner.commands.try_send(Command::Send(Box::new(outgoing))) {
-            Ok(()) => handle,
-            Err(mpsc::error::TrySendError::Full(_)) => Outgoing::failed(SendError::QueueFull),
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                Outgoing::failed(SendError::Closed { attempted: false })
+        let keeper = &self.inner.keeper;
+        let (ticket, handle) = Outgoing::ticket(channel, content.clone(), permit, keeper.clone());
+        let send = wire::Send { content: Some(content), ..Default::default() };
+        let queued = keeper.queue(channel, send, |place, send| {
+            self.inner.shared.echoes.lock().push(handle.clone());
+            self.inner.commands.try_send(Command::Send(Box::new(Outgoing::new(ticket, place, send))))
+        });
+        let error = match queued {
+            Ok(Ok(())) => return handle,
+            Ok(Err(mpsc::error::TrySendError::Full(_))) => SendError::QueueFull,
+            Ok(Err(mpsc::error::TrySendError::Closed(_))) => {
+                SendError::Closed { attempted: false, kept: false }
             }
-        }
+            Err(error) => SendError::Store(error),
+        };
+        SendHandle::failed(channel, handle.content().clone(), error)
+    }
+
+    /// The queue: every send whose outcome is not known, in order, those that an earlier client left in the store included.
+    pub fn queue(&self) -> Vec<SendHandle> {
+        self.inner.shared.echoes.lock().pending()
+    }
+
+    /// The local echoes of a channel: sends whose copy from the server was not seen yet, in order. Show them behind the entries; each
+    /// goes before its [`Event::Entry`] comes.
+    pub fn echoes(&self, channel: ChannelId) -> Vec<SendHandle> {
+        self.inner.shared.echoes.lock().of(channel)
+    }
+
+    /// Unread messages of all channels known so far.
+    pub fn unread(&self) -> u64 {
+        let channels = self.inner.shared.channels.lock();
+        channels.values().map(|state| state.ordinal.saturating_sub(state.read_ordinal)).sum()
     }
 
     /// Sends a text.
@@ -403,7 +480,8 @@ impl Client {
         }
     }
 
-    /// Messages below `before` (0: from the newest), newest first, at most `limit` (1 to 100), with the entries between them.
+    /// The newest messages below `before` (0: of all), at most `limit` (1 to 100), with the entries between them. While there is no
+    /// connection it comes from the store, as far as that holds it without a hole ([`History::offline`]); else it waits for one.
     ///
     /// # Errors
     /// [`RequestError`].
@@ -414,10 +492,39 @@ impl Client {
         limit: u32,
     ) -> Result<History, RequestError> {
         let messages_max = limit.clamp(1, limits::FETCH_MESSAGES_MAX);
-        self.fetch(channel, wire::Fetch { before, after: 0, messages_max, before_ms: 0 }).await
+        let fetch = wire::Fetch { before, after: 0, messages_max, before_ms: 0 };
+        tokio::select! {
+            biased;
+            history = self.offline(channel, before, messages_max) => Ok(history),
+            history = self.fetch(channel, fetch) => history,
+        }
     }
 
-    /// As [`Self::history`], with every bound in hand.
+    /// What the store holds, as soon as there is no connection; never where it holds nothing.
+    async fn offline(&self, channel: ChannelId, before: Seq, limit: u32) -> History {
+        let mut state = self.inner.state.clone();
+        loop {
+            let user = match *state.borrow_and_update() {
+                State::Connected { user, .. } => Some(user),
+                _ => None,
+            };
+            if user.is_none()
+                && let Some(history) = self.inner.keeper.history(channel, before, limit, self.owner())
+            {
+                return history;
+            }
+            if state.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The user, as far as a session ever told.
+    fn owner(&self) -> Option<UserId> {
+        self.inner.keeper.user()
+    }
+
+    /// As [`Self::history`], with every bound in hand, and always from the server.
     ///
     /// # Errors
     /// [`RequestError`].
@@ -440,7 +547,8 @@ impl Client {
         matches!(tokio::time::timeout(time_max, all).await, Ok(Ok(_)))
     }
 
-    /// Ends the session in order, with a last acknowledgement. Sends without an outcome fail with [`SendError::Closed`]. What it gives back
+    /// Ends the session in order, with a last acknowledgement. Sends without an outcome fail with [`SendError::Closed`]; a store that lasts
+    /// keeps them for the next client. What it gives back
     /// lets the next client of this installation go on where this one stood; `None` where the client had ended before.
     pub async fn close(&self) -> Option<DeviceState> {
         let (reply, device) = oneshot::channel();
@@ -453,6 +561,32 @@ impl Client {
         }
         device
     }
+}
+
+/// Where the installation stood by its store, or as it was given.
+fn device_of(saved: Saved, given: Option<DeviceState>) -> DeviceState {
+    let own = saved.installation;
+    let mut device = DeviceState {
+        device: own.device,
+        ack_number: own.ack_number,
+        acks_confirmed: own.acks_confirmed,
+        resume: own.resume,
+        resume_until_ms: own.resume_until_ms,
+        channels: saved.logs.into_iter().collect(),
+    };
+    if let Some(given) = given {
+        // Another device's numbers and secret are not this one's; what is held is the store's all the same.
+        if given.device != device.device {
+            device = DeviceState { channels: device.channels, ..DeviceState::new(given.device) };
+        }
+        if !given.channels.is_empty() || !given.resume.is_empty() {
+            device = given;
+        }
+    }
+    if device.device == DeviceId(0) {
+        device.device = DeviceId((random() >> 1).max(1));
+    }
+    device
 }
 
 /// The events of a client, from when this was made.

@@ -8,6 +8,8 @@ use fanfare_proto::{
     wire::{self, entry::Content},
 };
 
+use crate::store::StoreError;
+
 /// Something that happened. Clones are cheap.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -16,7 +18,8 @@ pub enum Event {
     State(State),
     /// A new entry of a channel. Live ones come in ascending order; those that fill a gap come later, ascending among themselves.
     Entry(Arc<Entry>),
-    /// A channel as it stands: at the first word of it after connecting, and when its membership changed.
+    /// A channel as it stands now: its head, its unread count, its membership, or how far the user has read have changed. What comes in a
+    /// burst is told once.
     ChannelChanged(Arc<wire::ChannelState>),
     /// The user is no longer a member.
     ChannelLeft(ChannelId),
@@ -73,6 +76,8 @@ pub enum Event {
         /// For people.
         text: String,
     },
+    /// The store fails. The client goes on, and tries it again; until then new sends fail, and nothing is kept.
+    StoreFailed(StoreError),
     /// This subscriber read too slowly and lost so many events; what it holds of channels may have holes.
     Lagged(u64),
 }
@@ -191,6 +196,8 @@ pub struct History {
     pub head: Seq,
     /// All that was asked for is here: nothing older is in the asked range.
     pub complete: bool,
+    /// It comes from the store, as there was no connection: there may be newer entries, and reactions are those of entries held.
+    pub offline: bool,
 }
 
 /// What became of a message after it was sent.

@@ -139,6 +139,11 @@ impl Gaps {
         true
     }
 
+    /// Whether something of the channel was fetched and not told yet.
+    pub fn busy(&self, channel: ChannelId) -> bool {
+        self.all.iter().any(|gap| gap.channel == channel && !gap.entries.is_empty())
+    }
+
     /// When [`Self::pump`] has something to do by itself.
     pub fn deadline(&self) -> Option<Instant> {
         let now = Instant::now();

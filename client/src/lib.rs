@@ -1,5 +1,6 @@
-//! Client of Fanfare. [`Client`] is the SDK: it connects, reconnects, repeats sends until their outcome is known and fills gaps.
-//! [`connection`] is the layer below, for programs that drive the session themselves (the load generator).
+#![doc = include_str!("../README.md")]
+//!
+//! Below [`Client`] lies [`connection`], for programs that drive the session themselves (the load generator).
 
 mod actor;
 mod asking;
@@ -8,7 +9,9 @@ pub mod connection;
 pub mod error;
 pub mod event;
 mod gaps;
+mod keep;
 mod sending;
+pub mod store;
 pub mod target;
 pub mod tls;
 mod token;
@@ -20,7 +23,10 @@ pub use error::OpenError;
 pub use event::{Amendment, Entry, Event, History, State};
 pub use fanfare_proto as proto;
 pub use gaps::FILL_MESSAGES_MAX;
-pub use sending::{QUEUE_MAX, SendError, SendHandle, Sent, Status};
+pub use sending::{QUEUE_MAX, SendError, SendHandle, Sent, Status, WINDOW_MAX};
+#[cfg(feature = "disk")]
+pub use store::DiskStore;
+pub use store::{MemoryStore, Store, StoreError};
 pub use tls::Trust;
 pub use token::TokenError;
 pub use watch::{Channel, Watch};

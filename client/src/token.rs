@@ -1,8 +1,13 @@
 //! Where tokens come from: one that was handed over, or whoever makes fresh ones.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use fanfare_proto::{Code, error::Policy, session::client::Ended};
+
+/// Time to make a token.
+const ASK_TIME_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the next attempt while a session waits for a fresh one: the server gives it a minute, or half of that.
+const AGAIN_MS_MAX: u64 = 5_000;
 
 /// Why there is no token.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -47,14 +52,27 @@ impl TokenSource {
     pub async fn get(&self) -> Result<String, TokenError> {
         match self {
             Self::Fixed(token) => Ok(token.clone()),
-            Self::Ask(ask) => ask().await,
+            Self::Ask(ask) => match tokio::time::timeout(ASK_TIME_MAX, ask()).await {
+                Ok(token) => token,
+                Err(_) => Err(TokenError::Unavailable("whoever makes them did not answer in time".into())),
+            },
         }
     }
 
-    pub fn fresh(&self) -> Pin<Box<dyn Future<Output = Result<String, TokenError>> + Send>> {
-        match self {
-            Self::Fixed(token) => Box::pin(std::future::ready(Ok(token.clone()))),
-            Self::Ask(ask) => ask(),
+    /// As [`Self::get`], asking again until there is one or there never will be.
+    pub async fn fresh(self) -> Result<String, TokenError> {
+        let mut attempt = 0;
+        loop {
+            match self.get().await {
+                Err(error @ TokenError::Unavailable(_)) => {
+                    tracing::debug!(%error, attempt, "no fresh token yet");
+                    let ended = error.ended();
+                    let wait = ended.delay_ms(attempt, crate::random()).unwrap_or(0).min(AGAIN_MS_MAX);
+                    attempt += 1;
+                    tokio::time::sleep(Duration::from_millis(wait)).await;
+                }
+                settled => return settled,
+            }
         }
     }
 }

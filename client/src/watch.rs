@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fanfare_proto::{ChannelId, Seq, limits, wire};
+use fanfare_proto::{ChannelId, Seq, wire};
 
 use crate::{
     asking::RequestError,
@@ -36,7 +36,8 @@ impl Channel {
         self.client.channel_state(self.id)
     }
 
-    /// The newest 50 messages and everything that comes behind them.
+    /// The newest 50 messages and everything that comes behind them. While there is no connection the snapshot comes from the store; what
+    /// was missed follows once there is one.
     ///
     /// # Errors
     /// [`RequestError`].
@@ -51,15 +52,18 @@ impl Channel {
     pub async fn watch_from(&self, messages: u32) -> Result<Watch, RequestError> {
         // First the stream, then the snapshot: what comes between is in both, and dropped from the stream.
         let events = self.client.events();
-        let messages_max = messages.clamp(1, limits::FETCH_MESSAGES_MAX);
-        let fetch = wire::Fetch { before: 0, after: 0, messages_max, before_ms: 0 };
-        let snapshot = self.client.fetch(self.id, fetch).await?;
+        let snapshot = self.client.history(self.id, 0, messages).await?;
         Ok(Watch { id: self.id, first: snapshot.first, last: snapshot.last, snapshot, events })
     }
 
     /// Sends a text.
     pub fn send_text(&self, text: impl Into<String>) -> SendHandle {
         self.client.send_text(self.id, text)
+    }
+
+    /// The local echoes: see [`Client::echoes`].
+    pub fn echoes(&self) -> Vec<SendHandle> {
+        self.client.echoes(self.id)
     }
 
     /// Says that the user has read everything up to the head.
@@ -74,7 +78,7 @@ impl Channel {
         self.client.typing(self.id, false);
     }
 
-    /// Older messages: see [`Client::history`].
+    /// Older messages, from the store while there is no connection: see [`Client::history`].
     ///
     /// # Errors
     /// [`RequestError`].
@@ -117,7 +121,7 @@ impl Watch {
                 | Event::Skipped { channel, .. }
                 | Event::Rewound { channel, .. } => *channel == self.id,
                 Event::State(_) | Event::Lagged(_) => true,
-                Event::Synced { .. } | Event::Failed { .. } => false,
+                Event::Synced { .. } | Event::Failed { .. } | Event::StoreFailed(_) => false,
             };
             if let Event::Rewound { from, .. } = &event
                 && wanted

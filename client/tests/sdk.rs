@@ -3,7 +3,14 @@
 
 mod fake;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use fake::{FakeGateway, Fault};
 use fanfare_client::{Client, Event, Events, State, Status, TokenError, Trust};
@@ -97,15 +104,17 @@ async fn many_sends_in_flight_survive_cuts_each_once() {
     let gateway = gateway().await;
     let client = connect(&gateway).await;
     let handles: Vec<_> = (0..300).map(|number| client.send_text(ROOM, number.to_string())).collect();
-    for fault in [Fault::CutBefore, Fault::CutAfter, Fault::Unknown(true), Fault::CutAfter] {
+    let refusal = Fault::Fail(Code::RATE_LIMITED);
+    for fault in [Fault::CutBefore, refusal, Fault::CutAfter, Fault::Unknown(false), refusal, Fault::CutAfter]
+    {
         gateway.fault(fault);
     }
     let mut seqs = HashSet::new();
     for handle in handles {
         assert!(seqs.insert(soon(handle.sent()).await.unwrap().seq));
     }
-    let texts: HashSet<_> = gateway.texts(7).into_iter().collect();
-    assert_eq!((texts.len(), gateway.texts(7).len()), (300, 300));
+    let in_order: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    assert_eq!(gateway.texts(7), in_order, "each once, in order");
 }
 
 #[tokio::test]
@@ -298,6 +307,30 @@ async fn a_request_for_a_token_is_answered() {
     })
     .await;
     assert_eq!(gateway.auths(), ["fresh"]);
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_had_at_once_is_asked_for_again() {
+    let gateway = gateway().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asking = asked.clone();
+    let token = move || {
+        let time = asking.fetch_add(1, Ordering::Relaxed);
+        // For the session; then not at once, for the server's question.
+        let token = if time == 1 { Err(TokenError::Unavailable("no".into())) } else { Ok(format!("{time}")) };
+        async move { token }
+    };
+    let client = Client::builder(gateway.ws_url()).token_from(token).connect().await.unwrap();
+    soon(client.counts(ROOM, 1)).await.unwrap();
+    let auth = wire::Auth { required_within_ms: 60_000, ..Default::default() };
+    gateway.tell(frame::short(FrameType::Auth, 0, &auth));
+    soon(async {
+        while gateway.auths().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((gateway.auths(), asked.load(Ordering::Relaxed)), (vec!["2".to_string()], 3));
 }
 
 #[tokio::test]

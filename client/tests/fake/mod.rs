@@ -50,6 +50,7 @@ struct State {
     receipts: Vec<(u64, wire::Cursor)>,
     acks: Vec<wire::Ack>,
     hellos: Vec<wire::Hello>,
+    users: HashMap<u64, u64>,
     auths: Vec<String>,
     answer_gaps: bool,
     refuse: VecDeque<wire::Error>,
@@ -103,6 +104,7 @@ impl FakeGateway {
         let tcp = gateway.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
                 let (gateway, acceptor) = (tcp.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     let mut first = [0];
@@ -178,6 +180,11 @@ impl FakeGateway {
     pub fn refuse(&self, code: Code, retry_after_ms: u32) {
         let error = wire::Error { code: code.0.into(), retry_after_ms, ..Default::default() };
         self.state().refuse.push_back(error);
+    }
+
+    /// Takes HELLOs again.
+    pub fn refuse_no_more(&self) {
+        self.state().refuse.clear();
     }
 
     /// Answers SYNC with GAPs instead of entries.
@@ -399,7 +406,12 @@ impl State {
                 if let Some(error) = self.refuse.pop_front() {
                     return Some(error);
                 }
-                let user = if hello.token.is_empty() { 1 } else { hello.token.bytes().map(u64::from).sum() };
+                // A resume secret stands for the user whose token opened the device's first session.
+                let user = match hello.token.bytes().map(u64::from).sum() {
+                    0 => self.users.get(&hello.device).copied().unwrap_or(1),
+                    user => user,
+                };
+                self.users.insert(hello.device, user);
                 let session =
                     Session { user, device: hello.device, out: out.clone(), cut: cut.clone(), synced: false };
                 self.sessions.insert(id, session);

@@ -88,7 +88,7 @@ struct LimitsBody {
 async fn setup(State(node): Node) -> Json<SetupBody> {
     use fanfare_proto::limits;
     Json(SetupBody {
-        versions: vec![u32::from(fanfare_proto::VERSION)],
+        versions: vec![fanfare_proto::VERSION],
         gateways: vec![GatewayBody { host: node.public_host(), port: node.gateway.port() }],
         transports: ["quic", "ws", "wss"].map(str::to_owned).to_vec(),
         certificate_sha256: node.certificate_sha256.clone(),
