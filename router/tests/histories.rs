@@ -10,7 +10,6 @@ use fanfare_proto::{
     ChannelId, ClientMessageId, DeviceId, Frame, FrameType, UserId,
     frame::{routed, short},
     header::flags,
-    link::Proof,
     wire,
 };
 use fanfare_router::history::{Answer, Event, Logs, Print, Seen, Violation, check};

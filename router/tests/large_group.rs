@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Instant;
 
-use fanfare_proto::{DeviceId, UserId, link::GatewayId, link::Proof, wire};
+use fanfare_proto::{DeviceId, UserId, link::GatewayId, wire};
 use support::{Gateway, House, gateway::Given, membership};
 
 const MEMBERS: u64 = 100_000;
