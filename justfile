@@ -65,3 +65,7 @@ generate:
 # Everything, as continuous integration does it.
 ci:
     bash .ci/run
+
+# Accounts and the HTTP API: lives on both transports, bad tokens, schemathesis over the OpenAPI document
+api:
+    tests/api/run
