@@ -80,7 +80,7 @@ def bad_tokens(good):
     for change in ({"sub": "1"}, {"exp": c["exp"] + 1}, {"exp": str(c["exp"])}, {"aud": "other"}, {"iss": "other"}, {"did": "1"}):
         yield f"{header}.{part(c | change)}.{signature}"
     yield f"{header}.{claims}."
-    yield f"{header}.{claims}.{signature[:-2]}AA"
+    yield f"{header}.{claims}.{signature[:40]}{'B' if signature[40] == 'A' else 'A'}{signature[41:]}"
     yield f"{header}.{claims}"
     yield "." .join(["", claims, signature])
     yield f"{header}.{claims}.{signature}.{signature}"

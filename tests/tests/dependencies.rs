@@ -59,8 +59,8 @@ const NEVER_BELOW: &[(&str, &[&str], &str)] = &[
     ("fanfare-router", &["quinn", "rustls", "axum", "hyper"], "sockets are not its business"),
     (
         "fanfare-client",
-        &["rusqlite", "fjall", "axum"],
-        "a client knows nothing of the server but the protocol",
+        &["fjall", "axum"],
+        "a client knows nothing of the server but the protocol (its own store may stand on SQLite)",
     ),
     (
         "fanfare-server",
