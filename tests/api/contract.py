@@ -21,8 +21,8 @@ def main():
         url = running.server.http
         token = running.token("alice")
         paths = Http(url).good("GET", "/openapi.json")["paths"]
-        command = [tool, "run", f"{url}/openapi.json", "--checks", CHECKS, "--header", f"Authorization: Bearer {token}"]
-        command += ["--max-examples", str(EXAMPLES), "--seed", "1", "--phases", "examples,coverage,fuzzing"]
+        command = [tool, "--config-file", Path(__file__).with_name("schemathesis.toml"), "run", f"{url}/openapi.json", "--checks", CHECKS, "--header", f"Authorization: Bearer {token}"]
+        command += ["--max-examples", str(EXAMPLES), "--seed", os.environ.get("SEED", "1"), "--phases", "examples,coverage,fuzzing"]
         # What signs the caller out would leave the others without their token: the accounts' lives cover it.
         command += ["--exclude-path", "/v1/sessions/current", "--exclude-operation-id", "sign_out_everywhere"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
