@@ -1,7 +1,8 @@
 //! One SQLite file: how connections are opened and set, migrations, write transactions with exact outcomes, readers.
 
 use std::{
-    io::Write,
+    fs::{File, OpenOptions},
+    io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
@@ -18,6 +19,8 @@ const READERS: usize = 4;
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 /// Page cache of a reader, KiB.
 const READER_CACHE_KIB: i64 = 4 * 1024;
+/// The index of a log of 1 GiB: 32 KiB for each 4,096 pages of 4 KiB.
+const INDEX_BYTES: u64 = 2 * 1024 * 1024;
 /// Statements kept prepared per connection.
 const STATEMENTS: usize = 64;
 
@@ -30,6 +33,8 @@ pub struct Database {
     next_reader: AtomicUsize,
     /// Set once a sync failed: nothing is written any more.
     failed: AtomicBool,
+    /// Held open as long as the connections: closing any handle of a file gives up the process's locks on it, SQLite's too.
+    _index: Option<File>,
 }
 
 impl Database {
@@ -48,6 +53,7 @@ impl Database {
             settle(&writer, path)?;
             extend_log(path, log_bytes)?;
         }
+        let index = extend_index(path);
         let readers = (0..READERS)
             .map(|_| connect(path, READER_CACHE_KIB).map(Mutex::new))
             .collect::<Result<_, _>>()?;
@@ -57,6 +63,7 @@ impl Database {
             readers,
             next_reader: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
+            _index: index,
         })
     }
 
@@ -196,6 +203,25 @@ fn log_of(path: &Path) -> PathBuf {
     PathBuf::from(log)
 }
 
+/// Extends the index of the log, which SQLite shares between connections, to cover a log of 1 GiB. SQLite extends it when a commit's
+/// frames stand in the log already: without room then, the commit fails and yet comes back with the next start. A start builds
+/// the index anew in the place of this one, so it finds room on a full disk, too.
+fn extend_index(path: &Path) -> Option<File> {
+    let mut index = path.as_os_str().to_owned();
+    index.push("-shm");
+    let extend = || -> std::io::Result<File> {
+        // Never truncated, and only behind what SQLite has mapped.
+        let mut file = OpenOptions::new().read(true).write(true).open(&index)?;
+        let bytes = file.metadata()?.len();
+        file.seek(SeekFrom::Start(bytes))?;
+        file.write_all(&vec![0; INDEX_BYTES.saturating_sub(bytes) as usize])?;
+        Ok(file)
+    };
+    extend()
+        .inspect_err(|error| tracing::warn!(%error, file = %path.display(), "the log's index is extended as commits come"))
+        .ok()
+}
+
 /// Writes zeros over the empty log: SQLite takes what does not begin with its mark for empty, and what does not follow
 /// in checksum for the end, just as it does with what an earlier round left there.
 ///
@@ -204,7 +230,7 @@ fn log_of(path: &Path) -> PathBuf {
 fn extend_log(path: &Path, log_bytes: usize) -> Result<(), StoreError> {
     let log = log_of(path);
     let extend = || -> std::io::Result<Result<(), StoreError>> {
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&log)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&log)?;
         if file.metadata()?.len() > 0 {
             // Something stands there (a checkpoint found no room): leave it.
             return Ok(Ok(()));

@@ -25,14 +25,11 @@ pub fn of_statement(error: &Error) -> StoreError {
 
 /// An error of COMMIT. Only "no room" and "busy" say that nothing was changed (a log whose last frame is not whole is
 /// not read back). After any failed write or sync the log on disk may hold the commit, so the process ends and
-/// recovery tells.
+/// recovery tells; so, too, where the log's index had no room to grow, which is behind the frames.
 pub fn of_commit(error: &Error) -> StoreError {
     match error {
         Error::SqliteFailure(failure, _) => match failure.code {
             ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => of_statement(error),
-            ErrorCode::SystemIoFailure if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
-                of_statement(error)
-            }
             ErrorCode::SystemIoFailure => StoreError::SyncFailed(error.to_string()),
             _ => StoreError::Unknown(error.to_string()),
         },
@@ -61,6 +58,8 @@ mod tests {
         assert!(matches!(of_commit(&failure(ffi::SQLITE_IOERR_FSYNC)), StoreError::SyncFailed(_)));
         assert!(matches!(of_commit(&failure(ffi::SQLITE_IOERR_DIR_FSYNC)), StoreError::SyncFailed(_)));
         assert!(matches!(of_commit(&failure(ffi::SQLITE_IOERR_WRITE)), StoreError::SyncFailed(_)));
+        assert!(matches!(of_commit(&failure(ffi::SQLITE_IOERR_SHMSIZE)), StoreError::SyncFailed(_)));
+        assert!(matches!(of_statement(&failure(ffi::SQLITE_IOERR_SHMSIZE)), StoreError::Full(_)));
         assert!(matches!(of_statement(&failure(ffi::SQLITE_IOERR_WRITE)), StoreError::Unavailable(_)));
         assert!(matches!(of_statement(&failure(ffi::SQLITE_CORRUPT)), StoreError::Damaged(_)));
         assert!(matches!(of_commit(&failure(ffi::SQLITE_NOMEM)), StoreError::Unknown(_)));
