@@ -21,6 +21,10 @@ const WRITER_CACHE_KIB: i64 = 16 * 1024;
 const READER_CACHE_KIB: i64 = 4 * 1024;
 /// The index of a log of 1 GiB: 32 KiB for each 4,096 pages of 4 KiB.
 const INDEX_BYTES: u64 = 2 * 1024 * 1024;
+/// The index where little room is left: a log of 64 MiB.
+const INDEX_BYTES_MIN: u64 = 128 * 1024;
+/// The part of the free room that an index may take: the other stores start in the same room.
+const INDEX_OF_FREE: u64 = 4;
 /// Statements kept prepared per connection.
 const STATEMENTS: usize = 64;
 
@@ -203,7 +207,7 @@ fn log_of(path: &Path) -> PathBuf {
     PathBuf::from(log)
 }
 
-/// Extends the index of the log, which SQLite shares between connections, to cover a log of 1 GiB. SQLite extends it when a commit's
+/// Extends the index of the log, which SQLite shares between connections, to cover a log of 1 GiB, or less where room is short. SQLite extends it when a commit's
 /// frames stand in the log already: without room then, the commit fails and yet comes back with the next start. A start builds
 /// the index anew in the place of this one, so it finds room on a full disk, too.
 fn extend_index(path: &Path) -> Option<File> {
@@ -212,9 +216,12 @@ fn extend_index(path: &Path) -> Option<File> {
     let extend = || -> std::io::Result<File> {
         // Never truncated, and only behind what SQLite has mapped.
         let mut file = OpenOptions::new().read(true).write(true).open(&index)?;
+        let room = rustix::fs::statvfs(path)?;
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        let wanted = [INDEX_BYTES, INDEX_BYTES_MIN].into_iter().find(|bytes| free / INDEX_OF_FREE >= *bytes);
         let bytes = file.metadata()?.len();
         file.seek(SeekFrom::Start(bytes))?;
-        file.write_all(&vec![0; INDEX_BYTES.saturating_sub(bytes) as usize])?;
+        file.write_all(&vec![0; wanted.unwrap_or(0).saturating_sub(bytes) as usize])?;
         Ok(file)
     };
     extend()
