@@ -369,7 +369,8 @@ impl Body for wire::Open {
                 name(&group.name)?;
                 ids(&group.members, limits::MEMBERS_PER_ENTRY_MAX)?;
                 value(group.history, 3)?;
-                value(group.join, 3)
+                value(group.join, 4)?;
+                value(group.posting, 3)
             }
             None => Err(Code::BAD_FIELD),
         }
@@ -410,7 +411,8 @@ impl Body for wire::Send {
                 change.name.as_deref().map_or(Ok(()), name)?;
                 value(change.kind, 3)?;
                 value(change.history, 3)?;
-                value(change.join, 3)
+                value(change.join, 4)?;
+                value(change.posting, 3)
             }
         }
     }
@@ -442,8 +444,15 @@ fn membership(membership: &wire::Membership) -> Result<(), Code> {
     ids(&membership.users, limits::MEMBERS_PER_ENTRY_MAX)?;
     let role = Role::try_from(membership.role).map_err(|_| Code::BAD_FIELD)?;
     match Change::try_from(membership.change) {
-        Ok(Change::Joined | Change::Removed) => require(!membership.users.is_empty()),
-        Ok(Change::Left) => require(membership.users.len() <= 1),
+        Ok(Change::Joined | Change::Removed | Change::Invited | Change::Unbanned | Change::Unmuted) => {
+            require(!membership.users.is_empty())
+        }
+        Ok(Change::Banned | Change::Muted) => {
+            place(membership.until_ms)?;
+            require(!membership.users.is_empty())
+        }
+        Ok(Change::Left | Change::Requested) => require(membership.users.len() <= 1),
+        Ok(Change::Declined) => Ok(()),
         Ok(Change::RoleChanged) => require(!membership.users.is_empty() && role != Role::None),
         Ok(Change::ChangeNone) | Err(_) => Err(Code::BAD_FIELD),
     }

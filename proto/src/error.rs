@@ -101,6 +101,9 @@ codes! {
     NO_SUCH_NAME = 3013, Never, "No user or channel of that name exists.", "List them: fanfare user ls, fanfare channel ls.";
     NAME_TAKEN = 3014, Never, "The name is taken.", "Choose another name.";
     PASSWORD_LENGTH = 3015, Never, "A password has at least 8 characters and at most 256 bytes.", "Choose another password.";
+    MUTED = 3016, Never, "You are muted in this channel.", "Wait until the mute ends, or ask an admin of the channel.";
+    BANNED = 3017, Never, "A user that the request names, or you, may not come into this channel.", "Ask an admin of the channel to lift the ban.";
+    BLOCKED = 3018, Never, "The other one takes no direct messages from you.", "Nothing: it is their choice.";
 
     RATE_LIMITED = 4001, BackOff, "Too many requests in too short a time.", "Wait as long as the answer says.";
     BODY_TOO_LARGE = 4002, Never, "The body is over 16 KiB, or the whole entry over 24 KiB.", "Split it, or send it as an attachment.";
@@ -157,6 +160,12 @@ impl Code {
     /// What a peer should do; numbers of later versions back off.
     pub fn policy(self) -> Policy {
         self.row().map_or(Policy::BackOff, |row| row.policy)
+    }
+
+    /// Whether a connection is ever closed for this reason. Start-up errors, configuration errors and findings of doctor
+    /// never close one, nor do those that only answer a request: numbers whose place is above 15.
+    pub fn closes(self) -> bool {
+        self.0 < 5100 && self.0 % 1000 < 16 && self.policy() != Policy::Repeat
     }
 
     /// The WebSocket (and QUIC application) close code that ends a connection for this reason: 4000 to 4099 resume,
@@ -227,8 +236,7 @@ mod tests {
     #[test]
     fn the_table_ascends_and_close_codes_are_distinct() {
         assert!(Code::TABLE.is_sorted_by(|one, other| one.code < other.code));
-        // Start-up errors (5101 and up), configuration errors and findings of doctor never close a connection.
-        let closing = Code::TABLE.iter().filter(|row| row.code.0 < 5100 && row.policy != Policy::Repeat);
+        let closing = Code::TABLE.iter().filter(|row| row.code.closes());
         let mut closes: Vec<u16> = closing.clone().map(|row| row.code.close_code()).collect();
         closes.sort_unstable();
         closes.dedup();

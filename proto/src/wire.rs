@@ -180,6 +180,14 @@ pub struct ChannelState {
     pub join: i32,
     #[prost(fixed64, tag = "18")]
     pub active_ms: u64,
+    #[prost(enumeration = "PostingPolicy", tag = "19")]
+    pub posting: i32,
+    #[prost(bool, tag = "20")]
+    pub muted: bool,
+    #[prost(fixed64, tag = "21")]
+    pub muted_until_ms: u64,
+    #[prost(bool, tag = "22")]
+    pub invited: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sync {
@@ -211,6 +219,8 @@ pub struct Group {
     pub history: i32,
     #[prost(enumeration = "JoinPolicy", tag = "4")]
     pub join: i32,
+    #[prost(enumeration = "PostingPolicy", tag = "5")]
+    pub posting: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Open {
@@ -296,6 +306,8 @@ pub struct Membership {
     pub users: ::prost::alloc::vec::Vec<u64>,
     #[prost(enumeration = "Role", tag = "3")]
     pub role: i32,
+    #[prost(fixed64, tag = "4")]
+    pub until_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChannelChange {
@@ -307,6 +319,8 @@ pub struct ChannelChange {
     pub history: i32,
     #[prost(enumeration = "JoinPolicy", tag = "4")]
     pub join: i32,
+    #[prost(enumeration = "PostingPolicy", tag = "5")]
+    pub posting: i32,
 }
 /// The body of DELIVER: the same for every reader. The entry's seq is in the header.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -659,6 +673,7 @@ pub enum JoinPolicy {
     JoinDefault = 0,
     OpenToAll = 1,
     ByInvitation = 2,
+    ByRequest = 3,
 }
 impl JoinPolicy {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -670,6 +685,7 @@ impl JoinPolicy {
             Self::JoinDefault => "JOIN_DEFAULT",
             Self::OpenToAll => "OPEN_TO_ALL",
             Self::ByInvitation => "BY_INVITATION",
+            Self::ByRequest => "BY_REQUEST",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -678,6 +694,37 @@ impl JoinPolicy {
             "JOIN_DEFAULT" => Some(Self::JoinDefault),
             "OPEN_TO_ALL" => Some(Self::OpenToAll),
             "BY_INVITATION" => Some(Self::ByInvitation),
+            "BY_REQUEST" => Some(Self::ByRequest),
+            _ => None,
+        }
+    }
+}
+/// Who may send messages and edits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PostingPolicy {
+    PostingDefault = 0,
+    EveryMember = 1,
+    AdminsOnly = 2,
+}
+impl PostingPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::PostingDefault => "POSTING_DEFAULT",
+            Self::EveryMember => "EVERY_MEMBER",
+            Self::AdminsOnly => "ADMINS_ONLY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "POSTING_DEFAULT" => Some(Self::PostingDefault),
+            "EVERY_MEMBER" => Some(Self::EveryMember),
+            "ADMINS_ONLY" => Some(Self::AdminsOnly),
             _ => None,
         }
     }
@@ -690,6 +737,13 @@ pub enum MembershipChange {
     Left = 2,
     Removed = 3,
     RoleChanged = 4,
+    Invited = 5,
+    Requested = 6,
+    Declined = 7,
+    Banned = 8,
+    Unbanned = 9,
+    Muted = 10,
+    Unmuted = 11,
 }
 impl MembershipChange {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -703,6 +757,13 @@ impl MembershipChange {
             Self::Left => "LEFT",
             Self::Removed => "REMOVED",
             Self::RoleChanged => "ROLE_CHANGED",
+            Self::Invited => "INVITED",
+            Self::Requested => "REQUESTED",
+            Self::Declined => "DECLINED",
+            Self::Banned => "BANNED",
+            Self::Unbanned => "UNBANNED",
+            Self::Muted => "MUTED",
+            Self::Unmuted => "UNMUTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -713,6 +774,13 @@ impl MembershipChange {
             "LEFT" => Some(Self::Left),
             "REMOVED" => Some(Self::Removed),
             "ROLE_CHANGED" => Some(Self::RoleChanged),
+            "INVITED" => Some(Self::Invited),
+            "REQUESTED" => Some(Self::Requested),
+            "DECLINED" => Some(Self::Declined),
+            "BANNED" => Some(Self::Banned),
+            "UNBANNED" => Some(Self::Unbanned),
+            "MUTED" => Some(Self::Muted),
+            "UNMUTED" => Some(Self::Unmuted),
             _ => None,
         }
     }

@@ -16,17 +16,11 @@ fn document() -> String {
     fs::read_to_string(path()).unwrap()
 }
 
-/// Start-up and configuration errors and findings of doctor never cross the wire, and an unknown outcome closes nothing.
-fn closes(code: Code, policy: Policy) -> bool {
-    code.0 < 5100 && policy != Policy::Repeat
-}
-
 fn error_table() -> String {
     let mut table = String::from("| number | shown as | name | close code | what happened | what to do |\n");
     table.push_str("| --- | --- | --- | --- | --- | --- |\n");
     for row in Code::TABLE {
-        let close =
-            if closes(row.code, row.policy) { row.code.close_code().to_string() } else { "-".to_owned() };
+        let close = if row.code.closes() { row.code.close_code().to_string() } else { "-".to_owned() };
         let line = format!(
             "| {} | {} | {} | {close} | {} | {} |\n",
             row.code.0, row.code, row.name, row.what, row.fix

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, Weak, atomic::Ordering};
 
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, SessionId, UserId,
+    ids::direct_shard,
     link::GatewayId,
     wire::{self, ChannelState},
 };
@@ -11,7 +12,7 @@ use fanfare_storage::{
     StoreError,
     drain::{Drains, Status as DrainStatus},
     metadata::Metadata,
-    model::{Channel, Device, OutboxRow, User, UserCursor},
+    model::{Channel, Device, Mark, OutboxRow, User, UserCursor},
 };
 use tokio::sync::oneshot;
 
@@ -21,6 +22,9 @@ use crate::{
     load::code_of,
     page::{self, PageAsk, Snapshot},
 };
+
+/// Users that one user may block.
+pub const BLOCKS_MAX: usize = 10_000;
 
 /// A session, for people.
 #[derive(Clone, Debug)]
@@ -61,6 +65,8 @@ pub struct ChannelSummary {
     pub row: Channel,
     /// Members in all.
     pub members_total: usize,
+    /// What stands for or against users, by kind and user.
+    pub marks: Vec<Mark>,
     /// Those asked for, by user.
     pub members: Vec<MemberSummary>,
     /// Sessions that listen.
@@ -347,6 +353,58 @@ impl Admin {
                 .map_err(|error| code_of(&error))
         });
         read.await.map_err(|_| Code::INTERNAL)?
+    }
+
+    /// Writes whether `user` takes direct messages from `other`; counts once this returns.
+    ///
+    /// # Errors
+    /// `BAD_FIELD` for oneself, `NO_SUCH_USER`, `CHANNEL_FULL` beyond [`BLOCKS_MAX`], `READ_ONLY`, `RETRY_LATER`.
+    pub async fn block(&self, user: UserId, other: UserId, stands: bool) -> Result<(), Code> {
+        if user == other {
+            return Err(Code::BAD_FIELD);
+        }
+        let context = self.context()?;
+        let write = move |metadata: &dyn Metadata| {
+            if metadata.user(other)?.is_none() {
+                return Ok(Err(Code::NO_SUCH_USER));
+            }
+            let written = metadata.block(user, other, stands, BLOCKS_MAX)?;
+            Ok(if written { Ok(()) } else { Err(Code::CHANNEL_FULL) })
+        };
+        self.read(write).await??;
+        // A channel of the two that is being made has looked already; one that is made or read from now on sees the row.
+        let shard = direct_shard(user, other, context.config.shards).0;
+        self.ask(shard, |reply| Event::Admin(AdminAsk::Blocked(user, other, stands, reply))).await?;
+        let Some(channel) = self.read(move |metadata| metadata.direct(user, other)).await? else {
+            return Ok(());
+        };
+        self.ask(context.shard_of(channel.shard()), |reply| {
+            Event::Touch(channel, Touch::Blocked { user, stands, reply })
+        })
+        .await
+    }
+
+    /// Whom the user blocks.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn blocks(&self, user: UserId) -> Result<Vec<UserId>, Code> {
+        self.read(move |metadata| metadata.blocks(user)).await
+    }
+
+    /// The channels the user is invited to, with their names, at most `limit`.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<(ChannelId, String)>, Code> {
+        self.read(move |metadata| {
+            let mut found = Vec::new();
+            for channel in metadata.invitations(user, limit)? {
+                found.extend(metadata.channel(channel)?.map(|row| (channel, row.name)));
+            }
+            Ok(found)
+        })
+        .await
     }
 
     /// A user's sessions.

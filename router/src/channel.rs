@@ -3,6 +3,7 @@
 mod cursor;
 mod history;
 mod outcome;
+mod rights;
 mod sending;
 mod sequence;
 mod serve;
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, Frame, FrameType, MessageId, UserId, link::Origin, wire,
 };
-use fanfare_storage::model::{Channel as Row, Entry, Hash};
+use fanfare_storage::model::{Channel as Row, Entry, Hash, MarkChange, MarkKind, Settings};
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ use crate::{
     event::{OpenAsk, Touch},
     frames,
     load::Loaded,
+    marks::Marks,
     members::Members,
     repeats::{Key, Repeats},
     send::Meaning,
@@ -70,8 +72,8 @@ pub enum Effect {
     Gone(Vec<UserId>),
     /// These have that role now.
     Role(Vec<UserId>, u8),
-    /// Name, history and join policy.
-    Policy(String, u8, u8),
+    /// Name and policies.
+    Settings(Settings),
     /// The message is taken back.
     Recalled(u64),
 }
@@ -82,6 +84,7 @@ pub struct Sequenced {
     client_message_id: Vec<u8>,
     entry: Arc<Entry>,
     effect: Effect,
+    marks: Vec<MarkChange>,
     /// The send itself, for the seeded bug that tries it again.
     again: Option<Box<Waiting>>,
 }
@@ -103,6 +106,10 @@ pub struct Channel {
     pub row: Row,
     /// As committed.
     pub members: Members,
+    /// As committed.
+    pub marks: Marks,
+    /// In a direct channel: whether the first of the pair takes nothing from the second, and the other way round.
+    pub blocks: (bool, bool),
     /// In memory ahead of what is written.
     pub cursors: Cursors,
     /// Who listens.
@@ -147,7 +154,10 @@ impl Channel {
             cursor.read_ordinal = cursor.read_ordinal.min(row.ordinal);
         }
         context.tail_bytes.fetch_add(tail.bytes(), std::sync::atomic::Ordering::Relaxed);
-        Self::new(row, members, Cursors::of_rows(cursors), tail, repeats)
+        let mut channel = Self::new(row, members, Cursors::of_rows(cursors), tail, repeats);
+        channel.marks = Marks::of_rows(&loaded.marks);
+        channel.blocks = loaded.blocks;
+        channel
     }
 
     /// Not yet committed.
@@ -163,6 +173,8 @@ impl Channel {
         Self {
             row,
             members,
+            marks: Marks::default(),
+            blocks: (false, false),
             cursors,
             audience: Audience::default(),
             tail,
@@ -248,7 +260,13 @@ impl Channel {
             Touch::Delivered(user, seq) => self.delivered(desk, user, seq),
             Touch::Opened(origin, request) => self.answer_open(desk, &origin, request),
             Touch::Snapshot(reply) => drop(reply.send(Some(self.snapshot(desk)))),
-            Touch::Describe(user, reply) => drop(reply.send(Some(self.describe(user)))),
+            Touch::Describe(user, reply) => {
+                drop(reply.send(Some(self.describe(user, desk.context.now_ms()))))
+            }
+            Touch::Blocked { user, stands, reply } => {
+                self.set_blocked(user, stands);
+                let _ = reply.send(());
+            }
         }
     }
 
@@ -269,6 +287,7 @@ impl Channel {
         let cursor = self.cursors.get(user);
         let pair = self.row.pair;
         let peer = if pair.0 == user { pair.1 } else { pair.0 };
+        let muted = self.marks.get(user, MarkKind::Muted, 0);
         wire::ChannelState {
             channel: self.id().0,
             kind: i32::from(self.row.kind),
@@ -288,11 +307,29 @@ impl Channel {
             history: i32::from(self.row.history),
             join: i32::from(self.row.join),
             active_ms: if self.row.head == 0 { 0 } else { self.row.message_id.time_ms() },
+            posting: i32::from(self.row.posting),
+            muted: muted.is_some(),
+            muted_until_ms: muted.map_or(0, |mark| mark.until_ms),
+            invited: false,
         }
     }
 
     fn is_direct(&self) -> bool {
         i32::from(self.row.kind) == wire::ChannelKind::Direct as i32
+    }
+
+    /// One of the pair takes nothing from the other any more, or again.
+    pub fn set_blocked(&mut self, user: UserId, stands: bool) {
+        if user == self.row.pair.0 {
+            self.blocks.0 = stands;
+        } else {
+            self.blocks.1 = stands;
+        }
+    }
+
+    /// Whether the other one of the pair takes nothing from this user.
+    fn is_blocked(&self, user: UserId) -> bool {
+        if user == self.row.pair.0 { self.blocks.1 } else { self.blocks.0 }
     }
 
     fn head_id(&self) -> MessageId {

@@ -343,7 +343,8 @@ fn merge(units: &[Unit]) -> (Vec<ShardCommit>, usize) {
                 merged.heads.extend_from_slice(&commit.heads);
                 merged.entries.extend_from_slice(&commit.entries);
                 merged.members.extend_from_slice(&commit.members);
-                merged.policies.extend_from_slice(&commit.policies);
+                merged.marks.extend_from_slice(&commit.marks);
+                merged.settings.extend_from_slice(&commit.settings);
                 merged.lists.extend_from_slice(&commit.lists);
             }
         }

@@ -63,6 +63,8 @@ pub enum Event {
     },
     /// For a user of this shard, from an owner of a channel.
     Word(UserId, Word),
+    /// Frames for all sessions of a user of this shard, where there are any.
+    Tell(UserId, Bytes),
     /// Users' lists changed by entries that are committed.
     Listed(Vec<(ListChange, OutboxRow)>),
     /// Open a direct channel that this shard owns, or make a group here.
@@ -96,6 +98,15 @@ pub enum Touch {
     Opened(Origin, u64),
     /// A reader's view of it.
     Snapshot(oneshot::Sender<Option<Snapshot>>),
+    /// One of a direct channel's pair takes nothing from the other any more, or again: it stands in SQL.
+    Blocked {
+        /// Who decides.
+        user: UserId,
+        /// Whether the block stands.
+        stands: bool,
+        /// Once it counts.
+        reply: oneshot::Sender<()>,
+    },
     /// For people.
     Describe(Option<UserId>, oneshot::Sender<Option<ChannelSummary>>),
 }
@@ -227,7 +238,10 @@ pub enum OpenFound {
     /// The channel.
     Channel(ChannelId),
     /// Nothing: it is to be made.
-    Nothing,
+    Nothing {
+        /// Of a pair: whether the first blocks the second, and the other way round.
+        blocks: (bool, bool),
+    },
 }
 
 /// Questions of the server's own people to one shard.
@@ -244,6 +258,8 @@ pub enum AdminAsk {
     Revoked(UserId, DeviceId, u32, oneshot::Sender<usize>),
     /// The user's row changed in SQL: its sessions end with this error. Gives the devices that the owner knows.
     UserRevoked(User, Code, oneshot::Sender<Vec<DeviceId>>),
+    /// In the pair's shard: the first takes nothing from the second any more, or again.
+    Blocked(UserId, UserId, bool, oneshot::Sender<()>),
     /// The user's row was made.
     Forget(UserId),
     /// How much there is.

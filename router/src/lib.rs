@@ -17,6 +17,7 @@ mod gateways;
 #[cfg(feature = "history")]
 pub mod history;
 mod load;
+mod marks;
 mod members;
 mod meter;
 mod opens;

@@ -9,7 +9,7 @@ use fanfare_storage::{
     content::Content,
     hash,
     metadata::Metadata,
-    model::{Channel, Device, Entry, Member, User, UserCursor},
+    model::{Channel, Device, Entry, Mark, Member, User, UserCursor},
 };
 
 use foldhash::fast::RandomState;
@@ -41,6 +41,10 @@ pub struct Loaded {
     pub channel: Channel,
     /// Its membership rows.
     pub members: Vec<Member>,
+    /// Its marks.
+    pub marks: Vec<Mark>,
+    /// In a direct channel: whether the first of the pair blocks the second, and the other way round.
+    pub blocks: (bool, bool),
     /// Its members' cursors.
     pub cursors: Vec<UserCursor>,
     /// The newest frames, up to the head.
@@ -83,6 +87,9 @@ pub fn channel(
     let read = || -> Result<Option<Box<Loaded>>, StoreError> {
         let Some(row) = metadata.channel(channel)? else { return Ok(None) };
         let members = metadata.members(channel)?;
+        let marks = metadata.marks(channel)?;
+        let (low, high) = row.pair;
+        let blocks = if low.is_none() { (false, false) } else { blocks_of(metadata, low, high)? };
         let cursors = metadata.cursors(channel)?;
         let (tail, mut sends) = tail(metadata, content, &row, undrained)?;
         let complete_since_ms = match tail.iter().next() {
@@ -95,13 +102,28 @@ pub fn channel(
             }
             None => row.message_id.time_ms() + 1,
         };
-        Ok(Some(Box::new(Loaded { channel: row, members, cursors, tail, sends, complete_since_ms })))
+        Ok(Some(Box::new(Loaded {
+            channel: row,
+            members,
+            marks,
+            blocks,
+            cursors,
+            tail,
+            sends,
+            complete_since_ms,
+        })))
     };
     meter::load();
     read().map_err(|error| {
         tracing::error!(%channel, %error, "a channel cannot be loaded");
         code_of(&error)
     })
+}
+
+/// Whether the lower of a pair blocks the higher, and the other way round.
+pub fn blocks_of(metadata: &dyn Metadata, one: UserId, other: UserId) -> Result<(bool, bool), StoreError> {
+    let (low, high) = (one.min(other), one.max(other));
+    Ok((metadata.is_blocked(low, high)?, metadata.is_blocked(high, low)?))
 }
 
 type Sends = Vec<(Key, u64, Place)>;

@@ -12,7 +12,7 @@ use fanfare_proto::{
 };
 use fanfare_storage::{
     StoreError,
-    model::{Channel as Row, EntryKind},
+    model::{Channel as Row, EntryKind, Settings},
 };
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -22,7 +22,7 @@ use crate::{
     context::Context,
     event::{Event, OpenAsk, OpenFound, OpenTarget, Touch},
     frames,
-    load::code_of,
+    load::{blocks_of, code_of},
     members::role,
     shard::{Shard, Slot},
     tail::Held,
@@ -50,8 +50,13 @@ pub enum Subject {
 
 /// What a shard knows of a subject.
 pub enum OpenState {
-    /// Readers look for it; those who wait.
-    Looking(Vec<OpenAsk>),
+    /// Readers look for it.
+    Looking {
+        /// Those who wait.
+        waiting: Vec<OpenAsk>,
+        /// Blocks that came meanwhile: who decided, and whether it stands.
+        blocked: Vec<(UserId, bool)>,
+    },
     /// It is being made.
     Making(ChannelId),
     /// It was made then.
@@ -91,7 +96,9 @@ pub fn route(context: &Context, mut ask: OpenAsk) -> Result<(), Code> {
         OpenTarget::Direct(peer) if !is_id(*peer) || *peer == ask.user => return Err(Code::BAD_FIELD),
         OpenTarget::Direct(_) => {}
         OpenTarget::Group(group) => {
-            let policies = (0..=2).contains(&group.history) && (0..=2).contains(&group.join);
+            let policies = (0..=2).contains(&group.history)
+                && (0..=3).contains(&group.join)
+                && (0..=2).contains(&group.posting);
             let members = group.members.iter().all(|user| is_id(UserId(*user)));
             if group.name.len() > NAME_BYTES_MAX || !policies || !members {
                 return Err(Code::BAD_FIELD);
@@ -157,8 +164,8 @@ impl Shard {
     pub(crate) fn open(&mut self, ask: OpenAsk) {
         let subject = subject_of(&ask);
         match self.opens.get_mut(&subject) {
-            Some(OpenState::Looking(waiting)) if waiting.len() < WAITING_MAX => waiting.push(ask),
-            Some(OpenState::Looking(_)) => self.refuse_open(&ask, Code::RETRY_LATER),
+            Some(OpenState::Looking { waiting, .. }) if waiting.len() < WAITING_MAX => waiting.push(ask),
+            Some(OpenState::Looking { .. }) => self.refuse_open(&ask, Code::RETRY_LATER),
             Some(OpenState::Made(channel, _)) => {
                 let channel = *channel;
                 self.answer_open(ask, channel);
@@ -187,16 +194,33 @@ impl Shard {
             Event::OpenLooked(asked, found)
         });
         if started {
-            self.opens.insert(subject, OpenState::Looking(vec![ask]));
+            self.opens.insert(subject, OpenState::Looking { waiting: vec![ask], blocked: Vec::new() });
         } else {
             self.refuse_open(&ask, Code::RETRY_LATER);
+        }
+    }
+
+    /// One of a pair takes nothing from the other any more, or again: counts for a channel that is being made, which SQL
+    /// does not have yet.
+    pub(crate) fn blocked(&mut self, user: UserId, other: UserId, stands: bool) {
+        match self.opens.get_mut(&Subject::Pair(user.min(other), user.max(other))) {
+            Some(OpenState::Looking { blocked, .. }) => {
+                blocked.retain(|(one, _)| *one != user);
+                blocked.push((user, stands));
+            }
+            Some(OpenState::Making(channel)) => {
+                if let Some(Slot::Ready(made)) = self.channels.get_mut(channel) {
+                    made.set_blocked(user, stands);
+                }
+            }
+            Some(OpenState::Made(..)) | None => {}
         }
     }
 
     /// A reader has looked.
     pub(crate) fn open_looked(&mut self, ask: &OpenAsk, found: Result<OpenFound, Code>) {
         let subject = subject_of(ask);
-        let Some(OpenState::Looking(mut waiting)) = self.opens.remove(&subject) else { return };
+        let Some(OpenState::Looking { mut waiting, blocked }) = self.opens.remove(&subject) else { return };
         match found {
             Err(code) => waiting.iter().for_each(|ask| self.refuse_open(ask, code)),
             Ok(OpenFound::Channel(channel)) => {
@@ -205,12 +229,16 @@ impl Shard {
                 }
                 waiting.into_iter().for_each(|ask| self.answer_open(ask, channel));
             }
-            Ok(OpenFound::Nothing) => {
+            Ok(OpenFound::Nothing { blocks }) => {
                 if self.desk.context.draining.load(std::sync::atomic::Ordering::Relaxed) {
                     return waiting.iter().for_each(|ask| self.refuse_open(ask, Code::RETRY_LATER));
                 }
                 let first = waiting.remove(0);
                 let channel = self.make(first);
+                if let Some(Slot::Ready(made)) = self.channels.get_mut(&channel) {
+                    made.blocks = blocks;
+                    blocked.iter().for_each(|(user, stands)| made.set_blocked(*user, *stands));
+                }
                 self.opens.insert(subject, OpenState::Making(channel));
                 for ask in waiting {
                     self.open(ask);
@@ -223,11 +251,12 @@ impl Shard {
     fn make(&mut self, ask: OpenAsk) -> ChannelId {
         let now_ms = self.desk.context.now_ms();
         let channel = ChannelId(self.desk.ids.next(now_ms));
-        let (kind, name, history, join, pair, joins) = match &ask.target {
+        let (kind, settings, pair, joins) = match &ask.target {
             OpenTarget::Direct(peer) => {
                 let pair = (ask.user.min(*peer), ask.user.max(*peer));
                 let kind = wire::ChannelKind::Direct;
-                (kind, String::new(), 1, 2, pair, vec![(vec![pair.0, pair.1], role::MEMBER)])
+                let settings = Settings { name: String::new(), history: 1, join: 2, posting: 1 };
+                (kind, settings, pair, vec![(vec![pair.0, pair.1], role::MEMBER)])
             }
             OpenTarget::Group(group) => {
                 let policy = |value: i32, default: u8| if value == 0 { default } else { value as u8 };
@@ -235,17 +264,22 @@ impl Shard {
                 if !group.members.is_empty() {
                     joins.push((group.members.iter().copied().map(UserId).collect(), role::MEMBER));
                 }
-                let (history, join) = (policy(group.history, 1), policy(group.join, 2));
-                let pair = (UserId(0), UserId(0));
-                (wire::ChannelKind::Group, group.name.clone(), history, join, pair, joins)
+                let settings = Settings {
+                    name: group.name.clone(),
+                    history: policy(group.history, 1),
+                    join: policy(group.join, 2),
+                    posting: policy(group.posting, 1),
+                };
+                (wire::ChannelKind::Group, settings, (UserId(0), UserId(0)), joins)
             }
         };
         let row = Row {
             channel,
             kind: kind as u8,
-            name,
-            history,
-            join,
+            name: settings.name,
+            history: settings.history,
+            join: settings.join,
+            posting: settings.posting,
             pair,
             epoch: FIRST_EPOCH,
             epoch_start: 1,
@@ -262,6 +296,7 @@ impl Shard {
                     change: wire::MembershipChange::Joined.into(),
                     users: users.iter().map(|user| user.0).collect(),
                     role: i32::from(role),
+                    until_ms: 0,
                 };
                 let mut content = Vec::new();
                 wire::entry::Content::Membership(membership).encode(&mut content);
@@ -276,6 +311,7 @@ impl Shard {
                     target: 0,
                     opaque: false,
                     effect: Effect::Joined(users, role),
+                    marks: Vec::new(),
                 }
             })
             .collect();
@@ -352,6 +388,9 @@ fn look_for(
                 if context.metadata.user(*peer)?.is_none() {
                     return Ok(Err(Code::NO_SUCH_USER));
                 }
+                return Ok(Ok(OpenFound::Nothing {
+                    blocks: blocks_of(&*context.metadata, ask.user, *peer)?,
+                }));
             }
             OpenTarget::Group(group) => {
                 for channel in &ask.candidates {
@@ -380,7 +419,7 @@ fn look_for(
                 }
             }
         }
-        Ok(Ok(OpenFound::Nothing))
+        Ok(Ok(OpenFound::Nothing { blocks: (false, false) }))
     };
     look().unwrap_or_else(|error| {
         tracing::warn!(%error, "an open cannot be looked up");

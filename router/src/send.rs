@@ -77,6 +77,44 @@ pub enum Meaning {
         history: u8,
         /// `wire::JoinPolicy`, 0 for unchanged.
         join: u8,
+        /// `wire::PostingPolicy`, 0 for unchanged.
+        posting: u8,
+    },
+    /// Users may come in if they want to.
+    Invited {
+        /// Who.
+        users: Vec<UserId>,
+    },
+    /// The sender asks to come in.
+    Requested,
+    /// Invitations or requests are taken back or turned down.
+    Declined {
+        /// Whose.
+        users: Vec<UserId>,
+    },
+    /// Users go and may not come in again.
+    Banned {
+        /// Who.
+        users: Vec<UserId>,
+        /// Until when, Unix milliseconds; 0 for no end.
+        until_ms: u64,
+    },
+    /// They may again.
+    Unbanned {
+        /// Who.
+        users: Vec<UserId>,
+    },
+    /// Members may not say anything.
+    Muted {
+        /// Who.
+        users: Vec<UserId>,
+        /// Until when, Unix milliseconds; 0 for no end.
+        until_ms: u64,
+    },
+    /// They may again.
+    Unmuted {
+        /// Who.
+        users: Vec<UserId>,
     },
 }
 
@@ -88,9 +126,17 @@ impl Meaning {
             Self::Edit { .. } => EntryKind::Edit,
             Self::Recall { .. } => EntryKind::Recall,
             Self::Reaction { .. } => EntryKind::Reaction,
-            Self::Joined { .. } | Self::Left | Self::Removed { .. } | Self::RoleChanged { .. } => {
-                EntryKind::Membership
-            }
+            Self::Joined { .. }
+            | Self::Left
+            | Self::Removed { .. }
+            | Self::RoleChanged { .. }
+            | Self::Invited { .. }
+            | Self::Requested
+            | Self::Declined { .. }
+            | Self::Banned { .. }
+            | Self::Unbanned { .. }
+            | Self::Muted { .. }
+            | Self::Unmuted { .. } => EntryKind::Membership,
             Self::ChannelChange { .. } => EntryKind::ChannelChange,
         }
     }
@@ -100,6 +146,14 @@ impl Meaning {
         match self {
             Self::Edit { target } | Self::Recall { target } | Self::Reaction { target } => *target,
             _ => 0,
+        }
+    }
+
+    /// The users it names who have to exist.
+    pub fn named(&self) -> &[UserId] {
+        match self {
+            Self::Joined { users, .. } | Self::Invited { users } | Self::Banned { users, .. } => users,
+            _ => &[],
         }
     }
 
@@ -142,8 +196,13 @@ pub fn parse(frame: &Frame, sender: UserId, now_ms: u64) -> Result<Parsed, Refus
         return Err(refuse(Code::EXPIRED));
     }
     if let Some(Content::Membership(membership)) = &mut send.content
-        && membership.change() == wire::MembershipChange::Left
         && membership.users.is_empty()
+        && matches!(
+            membership.change(),
+            wire::MembershipChange::Left
+                | wire::MembershipChange::Requested
+                | wire::MembershipChange::Declined
+        )
     {
         membership.users.push(sender.0);
     }
@@ -191,13 +250,15 @@ fn meaning(content: &Content, sender: UserId) -> Result<Meaning, Code> {
         }
         Content::Membership(membership) => check_membership(membership, sender),
         Content::ChannelChange(change) => {
-            let policy =
-                |value: i32| u8::try_from(value).ok().filter(|value| *value <= 2).ok_or(Code::BAD_FIELD);
+            let policy = |value: i32, most: u8| {
+                u8::try_from(value).ok().filter(|value| *value <= most).ok_or(Code::BAD_FIELD)
+            };
             let name = change.name.clone();
             if name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) || change.kind != 0 {
                 return Err(Code::BAD_FIELD);
             }
-            Ok(Meaning::ChannelChange { name, history: policy(change.history)?, join: policy(change.join)? })
+            let (history, join) = (policy(change.history, 2)?, policy(change.join, 3)?);
+            Ok(Meaning::ChannelChange { name, history, join, posting: policy(change.posting, 2)? })
         }
     }
 }
@@ -209,6 +270,10 @@ fn target(seq: u64) -> Result<u64, Code> {
 fn check_membership(membership: &wire::Membership, sender: UserId) -> Result<Meaning, Code> {
     let change = wire::MembershipChange::try_from(membership.change).map_err(|_| Code::BAD_FIELD)?;
     if membership.users.is_empty() || membership.users.len() > MEMBERS_PER_ENTRY_MAX {
+        return Err(Code::BAD_FIELD);
+    }
+    let until_ms = membership.until_ms;
+    if until_ms >> 63 != 0 {
         return Err(Code::BAD_FIELD);
     }
     let mut users: Vec<UserId> = membership.users.iter().copied().map(UserId).collect();
@@ -227,6 +292,13 @@ fn check_membership(membership: &wire::Membership, sender: UserId) -> Result<Mea
         wire::MembershipChange::Left if users == [sender] => Ok(Meaning::Left),
         wire::MembershipChange::Removed => Ok(Meaning::Removed { users }),
         wire::MembershipChange::RoleChanged if role > 0 => Ok(Meaning::RoleChanged { users, role }),
+        wire::MembershipChange::Invited => Ok(Meaning::Invited { users }),
+        wire::MembershipChange::Requested if users == [sender] => Ok(Meaning::Requested),
+        wire::MembershipChange::Declined => Ok(Meaning::Declined { users }),
+        wire::MembershipChange::Banned => Ok(Meaning::Banned { users, until_ms }),
+        wire::MembershipChange::Unbanned => Ok(Meaning::Unbanned { users }),
+        wire::MembershipChange::Muted => Ok(Meaning::Muted { users, until_ms }),
+        wire::MembershipChange::Unmuted => Ok(Meaning::Unmuted { users }),
         _ => Err(Code::BAD_FIELD),
     }
 }
@@ -293,7 +365,8 @@ mod tests {
         assert_eq!(code(reaction("+1"), NOW), None);
         assert_eq!(code(Content::Recall(wire::Recall { target: 0 }), NOW), Some(Code::BAD_FIELD));
         let change = wire::MembershipChange::Left.into();
-        let left = |users: Vec<u64>| Content::Membership(wire::Membership { change, users, role: 0 });
+        let left =
+            |users: Vec<u64>| Content::Membership(wire::Membership { change, users, ..Default::default() });
         assert_eq!(code(left(vec![]), NOW), None);
         assert_eq!(code(left(vec![2]), NOW), Some(Code::BAD_FIELD));
     }

@@ -155,6 +155,11 @@ impl Shard {
                     user.word(&mut self.desk, word);
                 }
             }
+            Event::Tell(user, frame) => {
+                if let Some(UserSlot::Ready(user)) = self.users.get_mut(&user) {
+                    user.tell(&mut self.desk, &frame);
+                }
+            }
             Event::Listed(changes) => self.listed(changes),
             Event::Open(ask) => self.open(*ask),
             Event::OpenLooked(ask, found) => self.open_looked(&ask, found),
@@ -581,6 +586,10 @@ impl Shard {
             AdminAsk::UserRevoked(row, code, reply) => {
                 self.touch_known_user(row.user, UserTouch::Revoked(row, code, reply));
             }
+            AdminAsk::Blocked(user, other, stands, reply) => {
+                self.blocked(user, other, stands);
+                let _ = reply.send(());
+            }
             AdminAsk::Forget(user) => {
                 if matches!(self.users.get(&user), Some(UserSlot::Ready(ready)) if ready.is_idle()) {
                     self.users.remove(&user);
@@ -647,6 +656,8 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         }
         Touch::Snapshot(reply) => drop(reply.send(None)),
         Touch::Describe(_, reply) => drop(reply.send(None)),
+        // What is read anew from SQL knows it already.
+        Touch::Blocked { reply, .. } => drop(reply.send(())),
         Touch::Unsubscribe(_) | Touch::Delivered(..) => {}
     }
 }

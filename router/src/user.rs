@@ -293,6 +293,13 @@ impl User {
         gone.len()
     }
 
+    /// Frames for all sessions.
+    pub fn tell(&self, desk: &mut Desk, frames: &bytes::Bytes) {
+        for session in &self.sessions {
+            desk.gateways.reply(&session.origin, frames.clone());
+        }
+    }
+
     /// The device's generation was raised.
     pub fn revoked(&mut self, desk: &mut Desk, device: DeviceId, generation: u32) -> usize {
         if let Some(open) = self.devices.get_mut(&device) {

@@ -143,6 +143,7 @@ fn channel(id: u64) -> Channel {
         name: String::new(),
         history: 1,
         join: 1,
+        posting: 1,
         pair: (UserId(0), UserId(0)),
         epoch: 1,
         epoch_start: 1,

@@ -48,6 +48,8 @@ pub const CHECKS: &[Check] = &[
     ("the outbox holds what was committed", metadata::outbox_is_identical),
     ("direct channels are found by their pair", metadata::direct_channels_are_found),
     ("memberships keep past stretches", metadata::memberships_keep_stretches),
+    ("marks are replaced and taken away", metadata::marks_are_replaced_and_taken_away),
+    ("blocks have a direction and a bound", metadata::blocks_have_a_direction_and_a_bound),
     ("cursors and positions merge as maxima", metadata::cursors_are_maxima),
     ("devices are revoked", metadata::devices_are_revoked),
     ("hashes and the walk tell every entry", metadata::hashes_and_walk),

@@ -7,8 +7,8 @@ use fanfare_proto::{ChannelId, DeviceId, MessageId, UserId};
 use crate::{
     error::StoreError,
     model::{
-        Channel, CursorBatch, Device, DevicePosition, Hash, Member, OutboxBatch, OutboxRow, ShardCommit,
-        User, UserCursor,
+        Channel, CursorBatch, Device, DevicePosition, Hash, Mark, Member, OutboxBatch, OutboxRow,
+        ShardCommit, User, UserCursor,
     },
 };
 
@@ -18,7 +18,7 @@ use crate::{
 pub trait Metadata: Send + Sync + 'static {
     /// Commits all of `commits` in **one** transaction and returns when it is flushed, giving the number of each one's
     /// outbox row. Per shard: its term is checked and its `last_id` moved (never back); channels are inserted, heads
-    /// moved by compare-and-set, entries' metadata inserted, members and policies written, and one outbox row stored that
+    /// moved by compare-and-set, entries' metadata inserted, members, marks and settings written, and one outbox row stored that
     /// holds the entries' frames and the list changes. Deletes the outbox rows in `drained` in the same transaction.
     ///
     /// *Atomicity*: all or nothing. *Durability*: on return. *Idempotence*: none; heads' compare-and-set refuses a second
@@ -70,6 +70,37 @@ pub trait Metadata: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     fn members(&self, channel: ChannelId) -> Result<Vec<Member>, StoreError>;
+
+    /// All marks of a channel, past their time too, by user and kind.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn marks(&self, channel: ChannelId) -> Result<Vec<Mark>, StoreError>;
+
+    /// The channels the user is invited to, by ascending id, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<ChannelId>, StoreError>;
+
+    /// Writes whether `user` takes direct messages from `blocked`. Durable on return. Gives `false`, and writes nothing,
+    /// where the user blocks `most` others already.
+    ///
+    /// # Errors
+    /// As of [`Self::commit`]; repeating is safe.
+    fn block(&self, user: UserId, blocked: UserId, stands: bool, most: usize) -> Result<bool, StoreError>;
+
+    /// Whom the user blocks, by ascending id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn blocks(&self, user: UserId) -> Result<Vec<UserId>, StoreError>;
+
+    /// Whether the user blocks the other.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn is_blocked(&self, user: UserId, other: UserId) -> Result<bool, StoreError>;
 
     /// Which channels the user is a member of now, by the memberships themselves (slow: for reconcile).
     ///

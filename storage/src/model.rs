@@ -100,6 +100,8 @@ pub struct Channel {
     pub history: u8,
     /// `wire::JoinPolicy`.
     pub join: u8,
+    /// `wire::PostingPolicy`.
+    pub posting: u8,
     /// The two users of a direct channel, lower first; 0 in groups.
     pub pair: (UserId, UserId),
     /// The epoch; raised by a restore that rewinds the log.
@@ -141,6 +143,67 @@ pub struct MemberChange {
     pub member: Member,
 }
 
+/// What may stand for or against a user in a channel, beside membership.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum MarkKind {
+    /// May not say anything.
+    Muted = 1,
+    /// May not come in.
+    Banned = 2,
+    /// May come in.
+    Invited = 3,
+    /// Asked to come in.
+    Requested = 4,
+}
+
+impl MarkKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Muted, Self::Banned, Self::Invited, Self::Requested];
+
+    /// The kind of that number.
+    pub fn from_u8(value: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == value)
+    }
+}
+
+/// A mark as the channel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// On whom.
+    pub user: UserId,
+    /// Which.
+    pub kind: MarkKind,
+    /// Until when it counts, Unix milliseconds; 0 for no end.
+    pub until_ms: u64,
+    /// Seq of the entry by which it was set.
+    pub seq: u64,
+}
+
+/// A mark set or taken away by an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarkChange {
+    /// In which channel.
+    pub channel: ChannelId,
+    /// The mark; one of the same user and kind is replaced.
+    pub mark: Mark,
+    /// Whether it stands after the change.
+    pub stands: bool,
+}
+
+/// A channel's name and policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Empty for direct channels.
+    pub name: String,
+    /// `wire::HistoryPolicy`.
+    pub history: u8,
+    /// `wire::JoinPolicy`.
+    pub join: u8,
+    /// `wire::PostingPolicy`.
+    pub posting: u8,
+}
+
 /// A user's list of channels, kept by the lists sink: a projection of the memberships.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListChange {
@@ -171,8 +234,10 @@ pub struct ShardCommit {
     pub entries: Vec<Entry>,
     /// Members that changed by these entries.
     pub members: Vec<MemberChange>,
-    /// Names and policies that changed by these entries (id, name, history, join).
-    pub policies: Vec<(ChannelId, String, u8, u8)>,
+    /// What stands for or against users by these entries.
+    pub marks: Vec<MarkChange>,
+    /// Names and policies that changed by these entries.
+    pub settings: Vec<(ChannelId, Settings)>,
     /// Users' lists that change; carried in the outbox row and applied by the lists sink.
     pub lists: Vec<ListChange>,
 }

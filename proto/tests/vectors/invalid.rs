@@ -340,14 +340,20 @@ fn send_fields(v: &mut Vectors) {
     v.client(Code::BAD_FIELD, "reaction to nothing", reaction(0, "x"));
     v.client(Code::BAD_FIELD, "reaction without an emoji", reaction(1, ""));
     v.client(Code::BAD_FIELD, "reaction of 65 bytes", reaction(1, &"x".repeat(65)));
-    let membership =
-        |change, users, role| send(Content::Membership(wire::Membership { change, users, role }));
+    let membership = |change, users, role| {
+        send(Content::Membership(wire::Membership { change, users, role, until_ms: 0 }))
+    };
     v.client(Code::BAD_FIELD, "membership without a change", membership(0, vec![BOB], 0));
-    v.client(Code::BAD_FIELD, "membership change 5", membership(5, vec![BOB], 0));
+    v.client(Code::BAD_FIELD, "membership change 12", membership(12, vec![BOB], 0));
     v.client(Code::BAD_FIELD, "joined by nobody", membership(1, vec![], 0));
     v.client(Code::BAD_FIELD, "joined by user 0", membership(1, vec![0], 0));
     v.client(Code::BAD_FIELD, "joined by 1,001 users", membership(1, (1..=1001).collect(), 0));
     v.client(Code::BAD_FIELD, "left by two", membership(2, vec![ALICE, BOB], 0));
+    v.client(Code::BAD_FIELD, "invited: nobody", membership(5, vec![], 0));
+    v.client(Code::BAD_FIELD, "requested by two", membership(6, vec![ALICE, BOB], 0));
+    v.client(Code::BAD_FIELD, "banned: nobody", membership(8, vec![], 0));
+    let until = wire::Membership { change: 10, users: vec![BOB], role: 0, until_ms: 1 << 63 };
+    v.client(Code::BAD_FIELD, "muted for longer than time", send(Content::Membership(until)));
     v.client(Code::BAD_FIELD, "role changed to none", membership(4, vec![BOB], 0));
     v.client(Code::BAD_FIELD, "role changed to 4", membership(4, vec![BOB], 4));
     let change = |change: wire::ChannelChange| send(Content::ChannelChange(change));
@@ -365,6 +371,11 @@ fn send_fields(v: &mut Vectors) {
         Code::BAD_FIELD,
         "join policy -1",
         change(wire::ChannelChange { join: -1, ..Default::default() }),
+    );
+    v.client(
+        Code::BAD_FIELD,
+        "posting policy 3",
+        change(wire::ChannelChange { posting: 3, ..Default::default() }),
     );
 }
 

@@ -106,6 +106,10 @@ fn state() -> wire::ChannelState {
         history: wire::HistoryPolicy::All as i32,
         join: wire::JoinPolicy::OpenToAll as i32,
         active_ms: TIME_MS,
+        posting: wire::PostingPolicy::AdminsOnly as i32,
+        muted: true,
+        muted_until_ms: TIME_MS,
+        invited: false,
     }
 }
 
@@ -113,8 +117,14 @@ fn state() -> wire::ChannelState {
 pub fn contents() -> Vec<(&'static str, wire::send::Content)> {
     use wire::send::Content;
     let membership = |change: wire::MembershipChange, users: Vec<u64>, role: wire::Role| {
-        Content::Membership(wire::Membership { change: change as i32, users, role: role as i32 })
+        let (change, role) = (change as i32, role as i32);
+        Content::Membership(wire::Membership { change, users, role, until_ms: 0 })
     };
+    let until = |change: wire::MembershipChange, until_ms: u64| {
+        let users = vec![BOB];
+        Content::Membership(wire::Membership { change: change as i32, users, role: 0, until_ms })
+    };
+    let none = wire::Role::None;
     vec![
         ("text", Content::Message(text("hello"))),
         ("a message with every field", Content::Message(all_of_message())),
@@ -146,13 +156,21 @@ pub fn contents() -> Vec<(&'static str, wire::send::Content)> {
         ("left", membership(wire::MembershipChange::Left, vec![], wire::Role::None)),
         ("removed", membership(wire::MembershipChange::Removed, vec![BOB], wire::Role::None)),
         ("role changed", membership(wire::MembershipChange::RoleChanged, vec![BOB], wire::Role::Admin)),
+        ("invited", membership(wire::MembershipChange::Invited, vec![BOB], none)),
+        ("requested", membership(wire::MembershipChange::Requested, vec![], none)),
+        ("declined", membership(wire::MembershipChange::Declined, vec![BOB], none)),
+        ("banned", until(wire::MembershipChange::Banned, 0)),
+        ("unbanned", membership(wire::MembershipChange::Unbanned, vec![BOB], none)),
+        ("muted for a time", until(wire::MembershipChange::Muted, TIME_MS)),
+        ("unmuted", membership(wire::MembershipChange::Unmuted, vec![BOB], none)),
         (
             "channel change",
             Content::ChannelChange(wire::ChannelChange {
                 kind: wire::ChannelKind::KindNone as i32,
                 name: Some("crabs".into()),
                 history: wire::HistoryPolicy::FromJoin as i32,
-                join: wire::JoinPolicy::ByInvitation as i32,
+                join: wire::JoinPolicy::ByRequest as i32,
+                posting: wire::PostingPolicy::AdminsOnly as i32,
             }),
         ),
         (
@@ -269,6 +287,7 @@ fn client_channels(add: &mut dyn FnMut(&str, Bytes)) {
         members: vec![BOB, TOP],
         history: wire::HistoryPolicy::FromJoin as i32,
         join: wire::JoinPolicy::OpenToAll as i32,
+        posting: wire::PostingPolicy::EveryMember as i32,
     }));
     add("group", routed(Open, 0, 0, 0, ChannelId(0), 7, &group));
     let bare = open(wire::open::Target::Group(wire::Group::default()));

@@ -3,9 +3,9 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
-use fanfare_proto::{Code, UserId, link::Down, link::Tiers};
+use fanfare_proto::{Code, UserId, link::Down, link::Tiers, wire};
 use fanfare_storage::{
-    model::{ListChange, OutboxRow},
+    model::{ListChange, MarkChange, MarkKind, OutboxRow},
     mutant,
 };
 
@@ -171,7 +171,7 @@ impl Channel {
         }
     }
 
-    /// Members, roles, policies; word to those concerned and to the owners of their lists.
+    /// Members, roles, settings, marks; word to those concerned and to the owners of their lists.
     fn take_effect(&mut self, desk: &mut Desk, item: &Sequenced, row: OutboxRow) {
         let seq = item.entry.seq;
         match &item.effect {
@@ -205,21 +205,50 @@ impl Channel {
             Effect::Role(users, role) => {
                 for user in users {
                     self.members.set_role(*user, *role);
-                    let frame = frames::channel(0, &self.state_for(*user, self.row.head));
-                    for listener in self.audience.of_user(*user) {
-                        desk.gateways.tell_at(
-                            listener.gateway,
-                            Down::Reply { handle: listener.handle, frames: frame.clone() },
-                        );
-                    }
+                    self.tell_state(desk, *user);
                 }
             }
-            Effect::Policy(name, history, join) => {
-                self.row.name.clone_from(name);
-                self.row.history = *history;
-                self.row.join = *join;
+            Effect::Settings(settings) => {
+                self.row.name.clone_from(&settings.name);
+                self.row.history = settings.history;
+                self.row.join = settings.join;
+                self.row.posting = settings.posting;
             }
         }
+        for change in &item.marks {
+            self.marks.apply(change);
+            match change.mark.kind {
+                MarkKind::Muted => self.tell_state(desk, change.mark.user),
+                MarkKind::Invited => self.tell_invited(desk, change),
+                MarkKind::Banned | MarkKind::Requested => {}
+            }
+        }
+    }
+
+    /// Tells a member's sessions how it stands.
+    fn tell_state(&self, desk: &mut Desk, user: UserId) {
+        let frame = frames::channel(0, &self.state_for(user, self.row.head));
+        for listener in self.audience.of_user(user) {
+            let down = Down::Reply { handle: listener.handle, frames: frame.clone() };
+            desk.gateways.tell_at(listener.gateway, down);
+        }
+    }
+
+    /// Word to a user's sessions that the channel may be joined, or no longer. What it is called, and no more.
+    fn tell_invited(&self, desk: &Desk, change: &MarkChange) {
+        if self.members.get(change.mark.user).is_some() {
+            return;
+        }
+        let state = wire::ChannelState {
+            channel: self.id().0,
+            kind: i32::from(self.row.kind),
+            name: self.row.name.clone(),
+            invited: change.stands,
+            ..Default::default()
+        };
+        let user = change.mark.user;
+        let shard = desk.context.shard_of(user.shard());
+        desk.context.post(shard, Event::Tell(user, frames::channel(0, &state)));
     }
 
     fn tell_lists(&self, desk: &Desk, users: &[UserId], seq: u64, listed: bool, row: OutboxRow) {

@@ -97,11 +97,9 @@ impl Channel {
         }
     }
 
-    /// Members, those who were, and those who are joining now: only they can have an entry here.
+    /// Members, those who were, and those who come or ask to: only they can have an entry here.
     fn may_ever_have_sent(&self, user: UserId, meaning: &Meaning) -> bool {
-        let joins = matches!(meaning, Meaning::Joined { users, .. } if *users == [user])
-            && i32::from(self.row.join) == wire::JoinPolicy::OpenToAll as i32;
-        joins || self.members.was_ever(user)
+        self.members.was_ever(user) || self.is_knock(user, meaning)
     }
 
     /// The next thing that has to be known before the send may be queued; queues it where nothing is.
@@ -120,16 +118,14 @@ impl Channel {
                 return self.look_up_target(desk, waiting, target);
             }
         }
-        if let Meaning::Joined { users, .. } = &waiting.meaning
-            && !waiting.users_checked
-        {
-            let unknown: Vec<UserId> = users
-                .iter()
+        if !waiting.users_checked {
+            let named = waiting.meaning.named().iter();
+            let unknown: Vec<UserId> = named
                 .copied()
                 .filter(|user| *user != waiting.sender && !self.members.was_ever(*user))
                 .collect();
             if !unknown.is_empty() {
-                // Who may not add anybody shall not learn who exists, nor make the stores work.
+                // Who may not name anybody shall not learn who exists, nor make the stores work.
                 if self.members.get(waiting.sender).is_none_or(|standing| standing.role < role::ADMIN) {
                     return self.refuse(desk, waiting, Code::FORBIDDEN);
                 }

@@ -1,23 +1,22 @@
-//! Giving sends their place: rules that need the committed state, frames, hashes, and what goes into the commit.
+//! Giving sends their place: frames, hashes, and what goes into the commit.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fanfare_proto::{
-    ChannelId, Code, FrameType, Header, MessageId, RoutedHeader, ShortHeader, UserId,
+    ChannelId, FrameType, Header, MessageId, RoutedHeader, ShortHeader, UserId,
     header::{class, flags},
-    limits::MEMBERS_MAX,
     wire,
 };
 use fanfare_storage::{
     hash,
-    model::{Entry, EntryKind, HeadMove, ListChange, Member, MemberChange, ShardCommit},
+    model::{Entry, EntryKind, HeadMove, ListChange, MarkChange, Member, MemberChange, ShardCommit},
     mutant,
 };
 use prost::Message;
 
-use super::{Channel, Effect, InFlight, Sequenced, Waiting};
-use crate::{desk::Desk, members::role, repeats::Place, send::Meaning};
+use super::{Channel, Effect, InFlight, Sequenced, Waiting, rights::Allowed};
+use crate::{desk::Desk, repeats::Place, send::Meaning};
 
 /// Entries of one channel in one commit.
 const BATCH_ENTRIES_MAX: usize = 1_024;
@@ -40,6 +39,8 @@ pub struct Draft {
     pub opaque: bool,
     /// What it changes.
     pub effect: Effect,
+    /// Marks it sets or takes away.
+    pub marks: Vec<MarkChange>,
 }
 
 struct Drafted {
@@ -54,12 +55,12 @@ impl Channel {
         if self.in_flight.is_some() {
             return false;
         }
-        let (mut drafted, mut bytes) = (Vec::new(), 0);
+        let (mut drafted, mut bytes, now_ms) = (Vec::new(), 0, desk.context.now_ms());
         while drafted.len() < BATCH_ENTRIES_MAX && bytes < BATCH_BYTES_MAX {
             let Some(waiting) = self.pending.pop_front() else { break };
-            match self.effect_of(&waiting, self.row.head + 1 + drafted.len() as u64) {
+            match self.allow(&waiting, self.row.head + 1 + drafted.len() as u64, now_ms) {
                 Err(code) => self.refuse(desk, waiting, code),
-                Ok(effect) => {
+                Ok(Allowed { effect, marks }) => {
                     self.pending_bytes -= waiting.bytes();
                     bytes += waiting.bytes();
                     let is_barrier = waiting.meaning.is_barrier();
@@ -71,6 +72,7 @@ impl Channel {
                         target: waiting.meaning.target(),
                         opaque: matches!(waiting.meaning, Meaning::Message { opaque: true, .. }),
                         effect,
+                        marks,
                     };
                     drafted.push(Drafted { draft, waiting: Some(waiting) });
                     if is_barrier {
@@ -131,12 +133,14 @@ impl Channel {
                 frame,
             };
             self.write_effect(commit, place.seq, &draft.effect);
+            commit.marks.extend_from_slice(&draft.marks);
             commit.entries.push(entry.clone());
             items.push(Sequenced {
                 key: waiting.as_ref().map(|waiting| waiting.key),
                 client_message_id: draft.client_message_id,
                 entry: Arc::new(entry),
                 effect: draft.effect,
+                marks: draft.marks,
                 again: if mutant::is("retry-a-fail") { waiting.map(Box::new) } else { None },
             });
         }
@@ -198,133 +202,13 @@ impl Channel {
                     }
                 }
             }
-            Effect::Policy(name, history, join) => {
-                commit.policies.push((channel, name.clone(), *history, *join));
-            }
+            Effect::Settings(settings) => commit.settings.push((channel, settings.clone())),
         }
     }
 
     /// What one who joins by that entry may see.
     pub(super) fn visible_from(&self, joined_seq: u64) -> u64 {
         if i32::from(self.row.history) == wire::HistoryPolicy::All as i32 { 1 } else { joined_seq }
-    }
-
-    /// Whether the send is allowed as the channel stands, and what it changes.
-    fn effect_of(&self, waiting: &Waiting, seq: u64) -> Result<Effect, Code> {
-        let standing = self.members.get(waiting.sender);
-        let is_direct = self.is_direct();
-        if let Meaning::Joined { users, .. } = &waiting.meaning
-            && standing.is_none()
-        {
-            let is_open = i32::from(self.row.join) == wire::JoinPolicy::OpenToAll as i32;
-            if !is_open || *users != [waiting.sender] || is_direct {
-                return Err(Code::NOT_A_MEMBER);
-            }
-            if self.members.len() >= MEMBERS_MAX {
-                return Err(Code::CHANNEL_FULL);
-            }
-            return Ok(Effect::Joined(users.clone(), role::MEMBER));
-        }
-        let own = standing.ok_or(Code::NOT_A_MEMBER)?.role;
-        let need = |least: u8| if own >= least { Ok(()) } else { Err(Code::FORBIDDEN) };
-        let in_group = || if is_direct { Err(Code::WRONG_KIND) } else { Ok(()) };
-        let not_recalled = |target: &u64| {
-            let stub = self.tail.get(*target).is_some_and(|held| held.stub);
-            if stub || self.recalled.contains(target) { Err(Code::RECALLED) } else { Ok(()) }
-        };
-        match &waiting.meaning {
-            Meaning::Message { mention_all, reply_to, .. } => {
-                if *mention_all && !is_direct {
-                    need(role::ADMIN)?;
-                }
-                if *reply_to >= seq {
-                    return Err(Code::BAD_FIELD);
-                }
-                Ok(Effect::None)
-            }
-            Meaning::Edit { target } => {
-                if waiting.target_sender != Some(waiting.sender) {
-                    return Err(Code::FORBIDDEN);
-                }
-                not_recalled(target)?;
-                Ok(Effect::None)
-            }
-            Meaning::Recall { target } => {
-                if waiting.target_sender != Some(waiting.sender) {
-                    need(role::ADMIN)?;
-                }
-                not_recalled(target)?;
-                Ok(Effect::Recalled(*target))
-            }
-            Meaning::Reaction { target } => not_recalled(target).map(|()| Effect::None),
-            Meaning::Joined { users, role: new_role } => {
-                in_group()?;
-                let new: Vec<UserId> =
-                    users.iter().copied().filter(|user| self.members.get(*user).is_none()).collect();
-                if new.is_empty() {
-                    return Err(Code::NO_CHANGE);
-                }
-                need(role::ADMIN)?;
-                if self.members.len() + new.len() > MEMBERS_MAX {
-                    return Err(Code::CHANNEL_FULL);
-                }
-                Ok(Effect::Joined(new, *new_role))
-            }
-            Meaning::Left => {
-                in_group()?;
-                if own == role::OWNER && self.members.owners() == 1 && self.members.len() > 1 {
-                    return Err(Code::LAST_OWNER);
-                }
-                Ok(Effect::Gone(vec![waiting.sender]))
-            }
-            Meaning::Removed { users } => {
-                in_group()?;
-                need(role::ADMIN)?;
-                let gone: Vec<UserId> =
-                    users.iter().copied().filter(|user| self.members.get(*user).is_some()).collect();
-                if gone.is_empty() {
-                    return Err(Code::NO_CHANGE);
-                }
-                let role_of = |user: &UserId| self.members.get(*user).map_or(0, |standing| standing.role);
-                if own < role::OWNER && gone.iter().any(|user| role_of(user) >= role::ADMIN) {
-                    return Err(Code::FORBIDDEN);
-                }
-                let owners = gone.iter().filter(|user| role_of(user) == role::OWNER).count();
-                if owners == self.members.owners() && self.members.len() > gone.len() {
-                    return Err(Code::LAST_OWNER);
-                }
-                Ok(Effect::Gone(gone))
-            }
-            Meaning::RoleChanged { users, role: new_role } => {
-                in_group()?;
-                need(role::OWNER)?;
-                let role_of = |user: &UserId| self.members.get(*user).map_or(0, |standing| standing.role);
-                let changed: Vec<UserId> = users
-                    .iter()
-                    .copied()
-                    .filter(|user| role_of(user) > 0 && role_of(user) != *new_role)
-                    .collect();
-                if changed.is_empty() {
-                    return Err(Code::NO_CHANGE);
-                }
-                let owners = changed.iter().filter(|user| role_of(user) == role::OWNER).count();
-                if *new_role < role::OWNER && owners == self.members.owners() {
-                    return Err(Code::LAST_OWNER);
-                }
-                Ok(Effect::Role(changed, *new_role))
-            }
-            Meaning::ChannelChange { name, history, join } => {
-                in_group()?;
-                need(role::ADMIN)?;
-                let name = name.clone().unwrap_or_else(|| self.row.name.clone());
-                let keep = |new: u8, old: u8| if new == 0 { old } else { new };
-                let (history, join) = (keep(*history, self.row.history), keep(*join, self.row.join));
-                if name == self.row.name && history == self.row.history && join == self.row.join {
-                    return Err(Code::NO_CHANGE);
-                }
-                Ok(Effect::Policy(name, history, join))
-            }
-        }
     }
 
     fn seeded_bugs_before_commit(&mut self, desk: &mut Desk) {

@@ -190,6 +190,9 @@ impl Channel {
         if self.members.get(origin.user).is_none() {
             return desk.gateways.reply(&origin, frames::failed(FrameType::Typing, Code::NOT_A_MEMBER));
         }
+        if self.may_speak(origin.user, desk.context.now_ms()).is_err() {
+            return;
+        }
         let now = Instant::now();
         if self.members.len() > MEMBERSHIP_AT_ONCE_MEMBERS_MAX {
             return;
@@ -246,7 +249,7 @@ impl Channel {
     }
 
     /// For people.
-    pub(super) fn describe(&self, user: Option<UserId>) -> ChannelSummary {
+    pub(super) fn describe(&self, user: Option<UserId>, now_ms: u64) -> ChannelSummary {
         let mut members: Vec<MemberSummary> = self
             .members
             .iter()
@@ -263,6 +266,7 @@ impl Channel {
         ChannelSummary {
             row: self.row.clone(),
             members_total: self.members.len(),
+            marks: self.marks.list(now_ms),
             members,
             sessions: self.audience.len(),
             state: user.map(|user| self.state_for(user, self.row.head)),

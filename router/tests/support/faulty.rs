@@ -10,8 +10,8 @@ use fanfare_storage::{
     StoreError,
     metadata::{Metadata, WalkedEntry},
     model::{
-        Channel, CursorBatch, Device, DevicePosition, Hash, Member, OutboxBatch, OutboxRow, ShardCommit,
-        User, UserCursor,
+        Channel, CursorBatch, Device, DevicePosition, Hash, Mark, Member, OutboxBatch, OutboxRow,
+        ShardCommit, User, UserCursor,
     },
 };
 
@@ -128,6 +128,26 @@ impl Metadata for Faulty {
 
     fn members(&self, channel: ChannelId) -> Result<Vec<Member>, StoreError> {
         self.inner.members(channel)
+    }
+
+    fn marks(&self, channel: ChannelId) -> Result<Vec<Mark>, StoreError> {
+        self.inner.marks(channel)
+    }
+
+    fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<ChannelId>, StoreError> {
+        self.inner.invitations(user, limit)
+    }
+
+    fn block(&self, user: UserId, blocked: UserId, stands: bool, most: usize) -> Result<bool, StoreError> {
+        self.inner.block(user, blocked, stands, most)
+    }
+
+    fn blocks(&self, user: UserId) -> Result<Vec<UserId>, StoreError> {
+        self.inner.blocks(user)
+    }
+
+    fn is_blocked(&self, user: UserId, other: UserId) -> Result<bool, StoreError> {
+        self.inner.is_blocked(user, other)
     }
 
     fn memberships(&self, user: UserId) -> Result<Vec<ChannelId>, StoreError> {

@@ -148,7 +148,7 @@ pub fn text(text: &str) -> wire::send::Content {
 
 pub fn membership(change: wire::MembershipChange, users: &[UserId]) -> wire::send::Content {
     let users = users.iter().map(|user| user.0).collect();
-    wire::send::Content::Membership(wire::Membership { change: change.into(), users, role: 0 })
+    wire::send::Content::Membership(wire::Membership { change: change.into(), users, ..Default::default() })
 }
 
 pub fn text_of(entry: &wire::Entry) -> String {

@@ -9,8 +9,8 @@ use crate::{
     error::StoreError,
     hash,
     model::{
-        CursorBatch, Device, DevicePosition, Entry, EntryKind, ListChange, Member, MemberChange, OutboxRow,
-        User, UserCursor,
+        CursorBatch, Device, DevicePosition, Entry, EntryKind, ListChange, Mark, MarkChange, MarkKind,
+        Member, MemberChange, OutboxRow, Settings, User, UserCursor,
     },
 };
 
@@ -29,7 +29,8 @@ fn described(entries: &[Entry]) -> Vec<String> {
 pub fn commit_is_atomic(stores: &Stores) {
     let mut script = begin(stores);
     let mut commit = script.messages(&[1, 2, 1], "one");
-    commit.policies.push((ChannelId(2), "renamed".to_owned(), 2, 3));
+    let settings = Settings { name: "renamed".to_owned(), history: 2, join: 3, posting: 2 };
+    commit.settings.push((ChannelId(2), settings));
     let rows = stores.metadata.commit(std::slice::from_ref(&commit), &[]).expect("committed");
     assert_eq!(rows.len(), 1);
     let channel = stores.metadata.channel(ChannelId(1)).expect("read").expect("there");
@@ -37,7 +38,8 @@ pub fn commit_is_atomic(stores: &Stores) {
     assert_eq!((channel.head, channel.ordinal, channel.message_id), (2, 2, moved.message_id));
     assert_eq!(channel.chain, moved.chain);
     let renamed = stores.metadata.channel(ChannelId(2)).expect("read").expect("there");
-    assert_eq!((renamed.name.as_str(), renamed.history, renamed.join, renamed.head), ("renamed", 2, 3, 1));
+    assert_eq!((renamed.name.as_str(), renamed.history, renamed.join), ("renamed", 2, 3));
+    assert_eq!((renamed.posting, renamed.head), (2, 1));
     assert_eq!(stores.metadata.channel(ChannelId(9)).expect("read"), None);
     let listed = stores.metadata.channels(ChannelId(1), 10).expect("read");
     assert_eq!(listed.iter().map(|channel| channel.channel.0).collect::<Vec<_>>(), [2, 3]);
@@ -217,6 +219,45 @@ pub fn memberships_keep_stretches(stores: &Stores) {
     assert_eq!(members, expected.map(|change| change.member));
     assert_eq!(stores.metadata.memberships(UserId(7)).expect("read"), [ChannelId(1)]);
     assert!(stores.metadata.members(ChannelId(2)).expect("read").is_empty());
+}
+
+pub fn marks_are_replaced_and_taken_away(stores: &Stores) {
+    let script = begin(stores);
+    let mark = |user: u64, kind, until_ms, seq| Mark { user: UserId(user), kind, until_ms, seq };
+    let commit = |marks: &[(Mark, bool)]| {
+        let mut commit = script.empty();
+        let change = |(mark, stands): &(Mark, bool)| MarkChange {
+            channel: ChannelId(1),
+            mark: *mark,
+            stands: *stands,
+        };
+        commit.marks = marks.iter().map(change).collect();
+        stores.metadata.commit(&[commit], &[]).expect("committed");
+        stores.metadata.marks(ChannelId(1)).expect("read")
+    };
+    let (muted, banned) = (mark(7, MarkKind::Muted, 50, 2), mark(7, MarkKind::Banned, 0, 2));
+    let invited = mark(8, MarkKind::Invited, 0, 3);
+    assert_eq!(commit(&[(banned, true), (muted, true), (invited, true)]), [muted, banned, invited]);
+    let longer = mark(7, MarkKind::Muted, 90, 4);
+    assert_eq!(commit(&[(longer, true), (banned, false)]), [longer, invited]);
+    assert_eq!(stores.metadata.invitations(UserId(8), 9).expect("read"), [ChannelId(1)]);
+    assert_eq!(stores.metadata.invitations(UserId(7), 9).expect("read"), []);
+    assert_eq!(commit(&[(invited, false), (banned, false)]), [longer]);
+    assert_eq!(stores.metadata.invitations(UserId(8), 9).expect("read"), []);
+    assert!(stores.metadata.marks(ChannelId(2)).expect("read").is_empty());
+}
+
+pub fn blocks_have_a_direction_and_a_bound(stores: &Stores) {
+    let (one, other) = (UserId(7), UserId(8));
+    let block = |user, blocked, stands| stores.metadata.block(user, blocked, stands, 2).expect("written");
+    let is_blocked = |user, other| stores.metadata.is_blocked(user, other).expect("read");
+    assert!(block(one, other, true) && block(one, other, true));
+    assert!(is_blocked(one, other) && !is_blocked(other, one));
+    assert!(block(one, UserId(9), true) && !block(one, UserId(10), true) && block(one, other, true));
+    assert_eq!(stores.metadata.blocks(one).expect("read"), [other, UserId(9)]);
+    assert!(block(one, other, false) && block(one, other, false));
+    assert_eq!(stores.metadata.blocks(one).expect("read"), [UserId(9)]);
+    assert!(!is_blocked(one, other));
 }
 
 pub fn cursors_are_maxima(stores: &Stores) {

@@ -43,6 +43,7 @@ impl Script {
             name: format!("channel {id}"),
             history: 1,
             join: 1,
+            posting: 1,
             pair: (UserId(0), UserId(0)),
             epoch: 1,
             epoch_start: 1,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::StoreError,
-    model::{Channel, Entry, HeadMove, MemberChange, OutboxRow, ShardCommit},
+    model::{Channel, Entry, HeadMove, MarkChange, MemberChange, OutboxRow, ShardCommit},
 };
 
 /// About what one row of `entries` adds to the log, bytes.
@@ -18,8 +18,8 @@ pub const ENTRY_ROW_BYTES: usize = 160;
 macro_rules! channels {
     ($rest:literal) => {
         concat!(
-            "SELECT channel, kind, name, history, join_policy, low, high, epoch, epoch_start, head, ordinal, ",
-            "message_id, chain FROM channels JOIN heads USING (channel) WHERE ",
+            "SELECT channel, kind, name, history, join_policy, posting, low, high, epoch, epoch_start, head, ",
+            "ordinal, message_id, chain FROM channels JOIN heads USING (channel) WHERE ",
             $rest
         )
     };
@@ -36,10 +36,15 @@ pub fn shard(connection: &Connection, commit: &ShardCommit) -> Result<(), StoreE
     move_heads(connection, &commit.heads)?;
     insert_entries(connection, &commit.entries)?;
     write_members(connection, &commit.members).map_err(|error| of_statement(&error))?;
-    for (channel, name, history, join) in &commit.policies {
+    write_marks(connection, &commit.marks).map_err(|error| of_statement(&error))?;
+    for (channel, of) in &commit.settings {
         connection
-            .prepare_cached("UPDATE channels SET name = ?, history = ?, join_policy = ? WHERE channel = ?")
-            .and_then(|mut update| update.execute((name, history, join, sql(channel.0))))
+            .prepare_cached(
+                "UPDATE channels SET name = ?, history = ?, join_policy = ?, posting = ? WHERE channel = ?",
+            )
+            .and_then(|mut update| {
+                update.execute((&of.name, of.history, of.join, of.posting, sql(channel.0)))
+            })
             .map_err(|error| of_statement(&error))?;
     }
     Ok(())
@@ -90,8 +95,8 @@ fn insert_channel(connection: &Connection, channel: &Channel) -> Result<(), Stor
     let (low, high) = (channel.pair.0.min(channel.pair.1), channel.pair.0.max(channel.pair.1));
     let insert = || -> rusqlite::Result<()> {
         let mut insert_channel = connection.prepare_cached(
-            "INSERT INTO channels (channel, kind, name, history, join_policy, low, high, epoch_start)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO channels (channel, kind, name, history, join_policy, posting, low, high, epoch_start)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?;
         insert_channel.execute((
             sql(channel.channel.0),
@@ -99,6 +104,7 @@ fn insert_channel(connection: &Connection, channel: &Channel) -> Result<(), Stor
             &channel.name,
             channel.history,
             channel.join,
+            channel.posting,
             sql(low.0),
             sql(high.0),
             sql(channel.epoch_start),
@@ -208,6 +214,31 @@ fn write_members(connection: &Connection, members: &[MemberChange]) -> rusqlite:
             sql(member.left_seq),
             sql(member.visible_from),
         ))?;
+    }
+    Ok(())
+}
+
+fn write_marks(connection: &Connection, marks: &[MarkChange]) -> rusqlite::Result<()> {
+    for MarkChange { channel, mark, stands } in marks {
+        if *stands {
+            connection
+                .prepare_cached(
+                    "INSERT INTO marks (channel, user, kind, until_ms, seq) VALUES (?, ?, ?, ?, ?)
+                     ON CONFLICT (channel, user, kind) DO UPDATE
+                     SET until_ms = excluded.until_ms, seq = excluded.seq",
+                )?
+                .execute((
+                    sql(channel.0),
+                    sql(mark.user.0),
+                    mark.kind as u8,
+                    sql(mark.until_ms),
+                    sql(mark.seq),
+                ))?;
+        } else {
+            connection
+                .prepare_cached("DELETE FROM marks WHERE channel = ? AND user = ? AND kind = ?")?
+                .execute((sql(channel.0), sql(mark.user.0), mark.kind as u8))?;
+        }
     }
     Ok(())
 }

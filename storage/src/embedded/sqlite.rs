@@ -25,14 +25,17 @@ use crate::{
     fault,
     metadata::{Metadata, WalkedEntry},
     model::{
-        Channel, CursorBatch, Device, DevicePosition, Hash, Member, OutboxBatch, OutboxRow, ShardCommit,
-        User, UserCursor,
+        Channel, CursorBatch, Device, DevicePosition, Hash, Mark, MarkKind, Member, OutboxBatch, OutboxRow,
+        ShardCommit, User, UserCursor,
     },
     ownership::{Lease, Ownership},
 };
 
-const META_MIGRATIONS: &[&str] =
-    &[include_str!("../../migrations/meta/0001.sql"), include_str!("../../migrations/meta/0002.sql")];
+const META_MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/meta/0001.sql"),
+    include_str!("../../migrations/meta/0002.sql"),
+    include_str!("../../migrations/meta/0003.sql"),
+];
 const CURSORS_MIGRATIONS: &[&str] = &[include_str!("../../migrations/cursors/0001.sql")];
 
 /// The embedded metadata store. Holds every shard of the deployment.
@@ -110,13 +113,14 @@ fn channel_of(row: &Row<'_>) -> rusqlite::Result<Channel> {
         name: row.get(2)?,
         history: row.get(3)?,
         join: row.get(4)?,
-        pair: (UserId(unsigned(row, 5)?), UserId(unsigned(row, 6)?)),
-        epoch: row.get(7)?,
-        epoch_start: unsigned(row, 8)?,
-        head: unsigned(row, 9)?,
-        ordinal: unsigned(row, 10)?,
-        message_id: MessageId(unsigned(row, 11)?),
-        chain: hash_of(row, 12)?,
+        posting: row.get(5)?,
+        pair: (UserId(unsigned(row, 6)?), UserId(unsigned(row, 7)?)),
+        epoch: row.get(8)?,
+        epoch_start: unsigned(row, 9)?,
+        head: unsigned(row, 10)?,
+        ordinal: unsigned(row, 11)?,
+        message_id: MessageId(unsigned(row, 12)?),
+        chain: hash_of(row, 13)?,
     })
 }
 
@@ -277,6 +281,76 @@ impl Metadata for SqliteMetadata {
                     })
                 })?
                 .collect()
+        })
+    }
+
+    fn marks(&self, channel: ChannelId) -> Result<Vec<Mark>, StoreError> {
+        let rows: Vec<(u64, u8, u64, u64)> = self.meta.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT user, kind, until_ms, seq FROM marks WHERE channel = ? ORDER BY user, kind",
+                )?
+                .query_map([sql(channel.0)], |row| {
+                    Ok((unsigned(row, 0)?, row.get(1)?, unsigned(row, 2)?, unsigned(row, 3)?))
+                })?
+                .collect()
+        })?;
+        let mark = |(user, kind, until_ms, seq)| {
+            let kind = MarkKind::from_u8(kind)
+                .ok_or_else(|| StoreError::Damaged(format!("a mark of kind {kind} in channel {channel}")))?;
+            Ok(Mark { user: UserId(user), kind, until_ms, seq })
+        };
+        rows.into_iter().map(mark).collect()
+    }
+
+    fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<ChannelId>, StoreError> {
+        self.meta.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT channel FROM marks WHERE user = ? AND kind = 3 ORDER BY channel LIMIT ?",
+                )?
+                .query_map([sql(user.0), limit_of(limit)], |row| unsigned(row, 0).map(ChannelId))?
+                .collect()
+        })
+    }
+
+    fn block(&self, user: UserId, blocked: UserId, stands: bool, most: usize) -> Result<bool, StoreError> {
+        self.meta.write(|connection| {
+            let write = || -> rusqlite::Result<bool> {
+                let pair = [sql(user.0), sql(blocked.0)];
+                if !stands {
+                    connection.execute("DELETE FROM blocks WHERE user = ? AND blocked = ?", pair)?;
+                    return Ok(true);
+                }
+                let others: i64 = connection.query_row(
+                    "SELECT count(*) FROM blocks WHERE user = ? AND blocked <> ?",
+                    pair,
+                    |row| row.get(0),
+                )?;
+                if others >= limit_of(most) {
+                    return Ok(false);
+                }
+                connection.execute("INSERT OR IGNORE INTO blocks (user, blocked) VALUES (?, ?)", pair)?;
+                Ok(true)
+            };
+            write().map_err(|error| sql_error::of_statement(&error))
+        })
+    }
+
+    fn blocks(&self, user: UserId) -> Result<Vec<UserId>, StoreError> {
+        self.meta.read(|connection| {
+            connection
+                .prepare_cached("SELECT blocked FROM blocks WHERE user = ? ORDER BY blocked")?
+                .query_map([sql(user.0)], |row| unsigned(row, 0).map(UserId))?
+                .collect()
+        })
+    }
+
+    fn is_blocked(&self, user: UserId, other: UserId) -> Result<bool, StoreError> {
+        self.meta.read(|connection| {
+            connection
+                .prepare_cached("SELECT 1 FROM blocks WHERE user = ? AND blocked = ?")?
+                .exists([sql(user.0), sql(other.0)])
         })
     }
 

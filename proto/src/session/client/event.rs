@@ -185,9 +185,8 @@ impl Ended {
 
 /// The error number that ends connections with this close code.
 fn code_of_close(close_code: u16) -> Option<Code> {
-    // Start-up and configuration errors never close a connection.
-    let closing = Code::TABLE.iter().map(|row| row.code).filter(|code| code.0 < 5100);
-    closing.filter(|code| *code != Code::OUTCOME_UNKNOWN).find(|code| code.close_code() == close_code)
+    let mut closing = Code::TABLE.iter().map(|row| row.code).filter(|code| code.closes());
+    closing.find(|code| code.close_code() == close_code)
 }
 
 /// Widest window of the reconnect jitter, in milliseconds.
