@@ -581,7 +581,12 @@ impl Actor {
             None => {}
         }
         if state.role == Role::None as i32 {
-            self.left(channel);
+            let is_known = self.shared.channels.lock().contains_key(&channel);
+            match (is_known, state.invited) {
+                (true, _) => self.left(channel),
+                (false, true) => self.tell(Event::Invited { channel, name: state.name }),
+                (false, false) => self.tell(Event::InvitationOver(channel)),
+            }
             return;
         }
         self.shared.channels.lock().insert(channel, Arc::new(state));

@@ -381,9 +381,9 @@ impl Client {
         self.send(channel, Content::Reaction(wire::Reaction { target, emoji: emoji.into(), remove }))
     }
 
-    /// Joins an open group.
+    /// Joins an open group, or one that the user is invited to.
     ///
-    /// Fails with NOT_A_MEMBER where it is not open, or before the client is connected, as the user is not known yet.
+    /// Fails with NOT_A_MEMBER where it is neither, or before the client is connected, as the user is not known yet.
     pub fn join(&self, channel: ChannelId) -> SendHandle {
         let users = self.user().into_iter().collect();
         self.membership(channel, MembershipChange::Joined, users, Role::None)
@@ -409,6 +409,46 @@ impl Client {
         self.membership(channel, MembershipChange::RoleChanged, users, role)
     }
 
+    /// Invites users to a group: they may join it, whatever its join policy is.
+    pub fn invite(&self, channel: ChannelId, users: Vec<UserId>) -> SendHandle {
+        self.membership(channel, MembershipChange::Invited, users, Role::None)
+    }
+
+    /// Asks to be let into a group that takes requests.
+    pub fn request_to_join(&self, channel: ChannelId) -> SendHandle {
+        self.membership(channel, MembershipChange::Requested, Vec::new(), Role::None)
+    }
+
+    /// Turns down or takes back invitations and requests of `users`; without any, one's own.
+    pub fn decline(&self, channel: ChannelId, users: Vec<UserId>) -> SendHandle {
+        self.membership(channel, MembershipChange::Declined, users, Role::None)
+    }
+
+    /// Bans users from a group until then (Unix milliseconds; `None`: no end). Members among them are removed.
+    pub fn ban(&self, channel: ChannelId, users: Vec<UserId>, until_ms: Option<u64>) -> SendHandle {
+        self.membership_until(channel, MembershipChange::Banned, users, Role::None, until_ms.unwrap_or(0))
+    }
+
+    /// Lets banned users in again; they do not come back by that.
+    pub fn unban(&self, channel: ChannelId, users: Vec<UserId>) -> SendHandle {
+        self.membership(channel, MembershipChange::Unbanned, users, Role::None)
+    }
+
+    /// Mutes members of a group until then (Unix milliseconds; `None`: no end).
+    pub fn mute(&self, channel: ChannelId, users: Vec<UserId>, until_ms: Option<u64>) -> SendHandle {
+        self.membership_until(channel, MembershipChange::Muted, users, Role::None, until_ms.unwrap_or(0))
+    }
+
+    /// Ends mutes.
+    pub fn unmute(&self, channel: ChannelId, users: Vec<UserId>) -> SendHandle {
+        self.membership(channel, MembershipChange::Unmuted, users, Role::None)
+    }
+
+    /// Changes a group's name or policies; what is left at its default stays as it is.
+    pub fn change(&self, channel: ChannelId, change: wire::ChannelChange) -> SendHandle {
+        self.send(channel, Content::ChannelChange(change))
+    }
+
     fn membership(
         &self,
         channel: ChannelId,
@@ -416,11 +456,20 @@ impl Client {
         users: Vec<UserId>,
         role: Role,
     ) -> SendHandle {
+        self.membership_until(channel, change, users, role, 0)
+    }
+
+    fn membership_until(
+        &self,
+        channel: ChannelId,
+        change: MembershipChange,
+        users: Vec<UserId>,
+        role: Role,
+        until_ms: u64,
+    ) -> SendHandle {
         let users = users.into_iter().map(|user| user.0).collect();
-        self.send(
-            channel,
-            Content::Membership(wire::Membership { change: change.into(), users, role: role.into() }),
-        )
+        let (change, role) = (change.into(), role.into());
+        self.send(channel, Content::Membership(wire::Membership { change, users, role, until_ms }))
     }
 
     /// Says that the user has read up to the entry `seq`, whose ordinal is `ordinal`. Kept until the server has it.

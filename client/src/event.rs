@@ -23,6 +23,15 @@ pub enum Event {
     ChannelChanged(Arc<wire::ChannelState>),
     /// The user is no longer a member.
     ChannelLeft(ChannelId),
+    /// The user may join this group: see [`Client::join`](crate::Client::join) and [`Client::decline`](crate::Client::decline).
+    Invited {
+        /// The group.
+        channel: ChannelId,
+        /// What it is called.
+        name: String,
+    },
+    /// An invitation was taken back or turned down.
+    InvitationOver(ChannelId),
     /// Cursors of other members moved.
     Receipt {
         /// The channel.

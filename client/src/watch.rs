@@ -119,6 +119,8 @@ impl Watch {
                 | Event::Typing { channel, .. }
                 | Event::GapFilled { channel, .. }
                 | Event::Skipped { channel, .. }
+                | Event::Invited { channel, .. }
+                | Event::InvitationOver(channel)
                 | Event::Rewound { channel, .. } => *channel == self.id,
                 Event::State(_) | Event::Lagged(_) => true,
                 Event::Synced { .. } | Event::Failed { .. } | Event::StoreFailed(_) => false,

@@ -7,10 +7,13 @@ use bytes::Bytes;
 use fanfare_client::Entry;
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, Frame, MessageId, UserId,
-    wire::{self, ChannelKind, ChannelState, HistoryPolicy, JoinPolicy, Role, entry::Content},
+    wire::{self, ChannelKind, ChannelState, HistoryPolicy, JoinPolicy, PostingPolicy, Role, entry::Content},
 };
 use fanfare_router::{Admin, Status};
-use fanfare_storage::{StoreError, model::User};
+use fanfare_storage::{
+    StoreError,
+    model::{Mark, User},
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -82,8 +85,28 @@ pub struct ChannelRow {
     pub head: u64,
     /// Messages not read.
     pub unread: u64,
+    /// What a joiner sees: `from_join` or `all`.
+    pub history: &'static str,
+    /// Who may come in: `open_to_all`, `by_request` or `by_invitation`.
+    pub join: &'static str,
+    /// Who may send messages: `every_member` or `admins_only`.
+    pub posting: &'static str,
+    /// Until when the user may send nothing, Unix milliseconds; 0 for no end; none where it may.
+    pub muted_until_ms: Option<u64>,
     /// Unix milliseconds of the newest entry.
     pub active_ms: u64,
+}
+
+/// Invitations in one answer.
+const INVITATIONS_MAX: usize = 1_000;
+
+/// What stands for or against a user in a channel.
+#[derive(Clone, Debug)]
+pub struct MarkRow {
+    /// As the channel has it.
+    pub mark: Mark,
+    /// The user's name.
+    pub name: String,
 }
 
 /// What somebody's words for a channel mean.
@@ -274,6 +297,56 @@ impl Administration {
         Ok((rows, summary.members_total))
     }
 
+    /// Who is muted, banned, invited, or asked to join, by kind and user above `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// NOT_A_MEMBER, FORBIDDEN below admin, and of the router.
+    pub async fn marks(&self, user: UserId, channel: ChannelId) -> Outcome<Vec<MarkRow>> {
+        let summary = self.router.describe(channel, Some(user)).await?.ok_or(Code::NOT_A_MEMBER)?;
+        let role = summary.state.map_or(0, |state| state.role);
+        if role == 0 {
+            return Err(Failure::of(Code::NOT_A_MEMBER));
+        }
+        if role < Role::Admin as i32 {
+            return Err(Failure::of(Code::FORBIDDEN));
+        }
+        let mut names = Names::new(&self.router);
+        let mut rows = Vec::with_capacity(summary.marks.len());
+        for mark in summary.marks {
+            rows.push(MarkRow { mark, name: names.of(mark.user).await? });
+        }
+        Ok(rows)
+    }
+
+    /// Channels that the user is invited to, with their names.
+    ///
+    /// # Errors
+    /// Of the router.
+    pub async fn invitations(&self, user: UserId) -> Outcome<Vec<(ChannelId, String)>> {
+        Ok(self.router.invitations(user, INVITATIONS_MAX).await?)
+    }
+
+    /// Writes whether the user takes direct messages from the other.
+    ///
+    /// # Errors
+    /// NO_SUCH_USER, BAD_FIELD, CHANNEL_FULL, and of the router.
+    pub async fn block(&self, user: UserId, other: UserId, stands: bool) -> Outcome<()> {
+        Ok(self.router.block(user, other, stands).await?)
+    }
+
+    /// Whom the user blocks, with their names.
+    ///
+    /// # Errors
+    /// Of the router.
+    pub async fn blocks(&self, user: UserId) -> Outcome<Vec<(UserId, String)>> {
+        let mut names = Names::new(&self.router);
+        let mut rows = Vec::new();
+        for other in self.router.blocks(user).await? {
+            rows.push((other, names.of(other).await?));
+        }
+        Ok(rows)
+    }
+
     async fn channel_row(&self, state: &ChannelState) -> Outcome<ChannelRow> {
         let direct = state.kind == ChannelKind::Direct as i32;
         let peer = if direct { self.router.user(UserId(state.peer)).await? } else { None };
@@ -286,6 +359,10 @@ impl Administration {
             members: state.members,
             head: state.head,
             unread: state.ordinal.saturating_sub(state.read_ordinal),
+            history: history_name(state.history),
+            join: join_name(state.join),
+            posting: posting_name(state.posting),
+            muted_until_ms: state.muted.then_some(state.muted_until_ms).filter(is_ahead),
             active_ms: state.active_ms,
         })
     }
@@ -361,11 +438,11 @@ impl Administration {
     /// # Errors
     /// Of the router.
     pub async fn history(&self, user: UserId, channel: ChannelId, limit: u32) -> Outcome<Vec<Value>> {
-        Ok(self.history_before(user, channel, 0, limit).await?.0)
+        Ok(self.history_before(user, channel, 0, 0, limit).await?.0)
     }
 
-    /// The newest messages below the seq `before` (0: below the head's end) that the user may see, oldest first; and the seq to
-    /// ask on below, where something older may be there.
+    /// The newest messages below the seq `before` (0: below the head's end) and before the time `before_ms` (Unix
+    /// milliseconds, 0: whenever) that the user may see, oldest first; and the seq to ask on below, where something older may be there.
     ///
     /// # Errors
     /// Of the router.
@@ -374,13 +451,15 @@ impl Administration {
         user: UserId,
         channel: ChannelId,
         mut before: u64,
+        mut before_ms: u64,
         limit: u32,
     ) -> Outcome<(Vec<Value>, Option<u64>)> {
         let mut messages = Vec::new();
         let next = loop {
             let messages_max = limit.saturating_sub(messages.len() as u32);
-            let fetch = wire::Fetch { messages_max, before, ..wire::Fetch::default() };
+            let fetch = wire::Fetch { messages_max, before, before_ms, ..wire::Fetch::default() };
             let pages = self.router.history(channel, Some(user), fetch).await?;
+            before_ms = 0;
             let mut part = history::messages(&pages)?;
             part.append(&mut messages);
             messages = part;
@@ -534,16 +613,9 @@ impl Administration {
             "members": summary.members_total,
             "listeners": summary.sessions,
             "tail_frames": summary.tail_frames,
-            "history": match HistoryPolicy::try_from(i32::from(row.history)) {
-                Ok(HistoryPolicy::FromJoin) => "from_join",
-                Ok(HistoryPolicy::All) => "all",
-                _ => "default",
-            },
-            "join": match JoinPolicy::try_from(i32::from(row.join)) {
-                Ok(JoinPolicy::OpenToAll) => "open_to_all",
-                Ok(JoinPolicy::ByInvitation) => "by_invitation",
-                _ => "default",
-            },
+            "history": history_name(row.history.into()),
+            "join": join_name(row.join.into()),
+            "posting": posting_name(row.posting.into()),
         }))
     }
 
@@ -770,4 +842,28 @@ mod tests {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }
+}
+
+/// As JSON has a history policy.
+fn history_name(policy: i32) -> &'static str {
+    if policy == HistoryPolicy::All as i32 { "all" } else { "from_join" }
+}
+
+/// As JSON has a join policy.
+fn join_name(policy: i32) -> &'static str {
+    match JoinPolicy::try_from(policy) {
+        Ok(JoinPolicy::OpenToAll) => "open_to_all",
+        Ok(JoinPolicy::ByRequest) => "by_request",
+        Ok(JoinPolicy::ByInvitation | JoinPolicy::JoinDefault) | Err(_) => "by_invitation",
+    }
+}
+
+/// As JSON has a posting policy.
+fn posting_name(policy: i32) -> &'static str {
+    if policy == PostingPolicy::AdminsOnly as i32 { "admins_only" } else { "every_member" }
+}
+
+/// Whether a mute until then goes on.
+fn is_ahead(until_ms: &u64) -> bool {
+    *until_ms == 0 || *until_ms > clock::now_ms()
 }

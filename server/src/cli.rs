@@ -285,6 +285,18 @@ pub enum Channel {
         #[allow(missing_docs)]
         actor: Actor,
     },
+    /// Let a member send nothing, as an admin of the channel
+    Mute {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        mark: Mark,
+    },
+    /// Remove a user who cannot come back, as an admin of the channel
+    Ban {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        mark: Mark,
+    },
     /// What was said in a channel, oldest first
     History {
         /// A name, @user for the direct channel, or an id
@@ -296,6 +308,24 @@ pub enum Channel {
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
         limit: u32,
     },
+}
+
+/// Whom to mute or ban.
+#[derive(Debug, Args)]
+pub struct Mark {
+    /// A name, or an id
+    pub channel: String,
+    /// Whom: a name or an id
+    pub user: String,
+    /// For how long (default: until it is lifted)
+    #[arg(long = "for", value_parser = parse_duration, value_name = "TIME", conflicts_with = "lift")]
+    pub time: Option<Duration>,
+    /// End it instead
+    #[arg(long)]
+    pub lift: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub actor: Actor,
 }
 
 /// `fanfare session`

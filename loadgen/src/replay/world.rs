@@ -235,6 +235,7 @@ impl World {
                     members: Vec::new(),
                     history: wire::HistoryPolicy::FromJoin.into(),
                     join: wire::JoinPolicy::OpenToAll.into(),
+                    posting: wire::PostingPolicy::EveryMember.into(),
                 };
                 session.open(&wire::Open { client_message_id: client_id, target: Some(Target::Group(group)) })
             }
@@ -245,6 +246,7 @@ impl World {
                         change: wire::MembershipChange::Joined.into(),
                         users: vec![sender.0],
                         role: wire::Role::Member.into(),
+                        until_ms: 0,
                     })
                 } else {
                     if current.message.is_none() {

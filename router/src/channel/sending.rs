@@ -126,8 +126,14 @@ impl Channel {
                 .collect();
             if !unknown.is_empty() {
                 // Who may not name anybody shall not learn who exists, nor make the stores work.
-                if self.members.get(waiting.sender).is_none_or(|standing| standing.role < role::ADMIN) {
-                    return self.refuse(desk, waiting, Code::FORBIDDEN);
+                let refusal = match self.members.get(waiting.sender) {
+                    None => Some(Code::NOT_A_MEMBER),
+                    Some(_) if self.is_direct() => Some(Code::WRONG_KIND),
+                    Some(standing) if standing.role < role::ADMIN => Some(Code::FORBIDDEN),
+                    Some(_) => None,
+                };
+                if let Some(code) = refusal {
+                    return self.refuse(desk, waiting, code);
                 }
                 return self.look_up_users(desk, waiting, unknown);
             }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Asker, user::text, with_lists};
 use crate::{
     admin_client::segment,
-    cli::{Actor, Channel},
+    cli::{Actor, Channel, Mark},
     clock,
     failure::{Outcome, exit},
     output::{table, tame},
@@ -36,6 +36,8 @@ pub async fn run(asker: Asker, command: Channel) -> Outcome<u8> {
                 .collect();
             asker.output.list("members", "member", members, || table(&["name", "role", "id"], &rows));
         }
+        Channel::Mute { mark } => set_mark(&asker, "muted", &mark).await?,
+        Channel::Ban { mark } => set_mark(&asker, "banned", &mark).await?,
         Channel::History { channel, actor, limit } => {
             let found = of_channel(&asker, "history", &channel, &actor, &format!("&limit={limit}")).await?;
             let messages = found["messages"].as_array().cloned().unwrap_or_default();
@@ -77,6 +79,27 @@ async fn list(asker: &Asker, actor: &Actor) -> Outcome {
     Ok(())
 }
 
+async fn set_mark(asker: &Asker, kind: &str, mark: &Mark) -> Outcome {
+    let until_ms = mark.time.map_or(0, |time| clock::now_ms().saturating_add(time.as_millis() as u64));
+    let body = json!({
+        "channel": mark.channel,
+        "as": asker.actor(&mark.actor)?,
+        "user": mark.user,
+        "kind": kind,
+        "stands": !mark.lift,
+        "until_ms": until_ms,
+    });
+    asker.changing();
+    let done = asker.admin.post("/marks", &body).await.map_err(with_lists)?;
+    let (name, channel) = (tame(&text(&done["name"])), tame(&mark.channel));
+    asker.output.object("mark", done, || {
+        let end = if until_ms > 0 { format!(" until {}", clock::minute(until_ms)) } else { String::new() };
+        let not = if mark.lift { "no longer " } else { "" };
+        format!("{name} is {not}{kind} in {channel}{end}")
+    });
+    Ok(())
+}
+
 /// How a channel stands; without an actor as the operator sees it.
 async fn info(asker: &Asker, channel: &str, user: Option<String>) -> Outcome {
     // @name is somebody's other side: it needs to be said whose.
@@ -97,7 +120,7 @@ async fn info(asker: &Asker, channel: &str, user: Option<String>) -> Outcome {
         let newest = shown["active_ms"].as_u64().filter(|ms| *ms > 0).map(clock::minute);
         format!(
             "{} {name} ({})\n  head       seq {} of epoch {}, ordinal {}, newest {}\n  members    {}   listeners {}\n  \
-             tail       {} frames in memory\n  policies   history {}   join {}",
+             tail       {} frames in memory\n  policies   history {}   join {}   posting {}",
             text(&shown["kind"]),
             text(&shown["channel"]),
             number("head"),
@@ -109,6 +132,7 @@ async fn info(asker: &Asker, channel: &str, user: Option<String>) -> Outcome {
             number("tail_frames"),
             text(&shown["history"]),
             text(&shown["join"]),
+            text(&shown["posting"]),
         )
     });
     Ok(())

@@ -23,6 +23,7 @@
 //! GET  /channel/info?channel=CHANNEL&as=USER  how it stands; without `as` a name among all channels, or an id
 //! GET  /trace?message=ID                where a message is, and who has it
 //! GET  /members?channel=CHANNEL&as=USER {"members":[{"user","name","role"}]}
+//! POST /marks                                  {"channel","as","user","kind","stands","until_ms"}: mute or ban as --as may
 //! GET  /history?channel=CHANNEL&as=USER&limit=N  {"messages":[...]}, oldest first
 //! GET  /status                          {"ready","checks":[...],"version",...}
 //! POST /reconcile                       the report
@@ -40,7 +41,10 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use fanfare_proto::{Code, DeviceId, MessageId, UserId};
+use fanfare_proto::{
+    Code, DeviceId, MessageId, UserId,
+    wire::{self, MembershipChange},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -82,6 +86,7 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/channels", get(channels).post(create_channel))
         .route("/channel", get(channel))
         .route("/members", get(members))
+        .route("/marks", post(mark))
         .route("/history", get(history))
         .route("/status", get(status))
         .route("/reconcile", post(reconcile))
@@ -394,6 +399,53 @@ async fn members(State(node): Node, of: Asked<OfChannel>) -> Answer {
     let channel = node.administration.existing_channel(actor.user, &of.channel).await?;
     Ok(Json(
         json!({ "channel": channel.to_string(), "members": node.administration.members(channel).await? }),
+    ))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewMark {
+    channel: String,
+    #[serde(rename = "as")]
+    actor: String,
+    user: String,
+    /// `muted` or `banned`.
+    kind: String,
+    stands: bool,
+    #[serde(default)]
+    until_ms: u64,
+}
+
+/// What an admin of the channel would do: by its rights, in its name.
+async fn mark(State(node): Node, body: Bytes) -> Answer {
+    let new: NewMark = parse(&body)?;
+    let actor = node.administration.user(&new.actor).await?;
+    let channel = node.administration.existing_channel(actor.user, &new.channel).await?;
+    let user = node.administration.user(&new.user).await?;
+    let change = match (new.kind.as_str(), new.stands) {
+        ("muted", true) => MembershipChange::Muted,
+        ("muted", false) => MembershipChange::Unmuted,
+        ("banned", true) => MembershipChange::Banned,
+        ("banned", false) => MembershipChange::Unbanned,
+        _ => return Err(Problem::new(Code::BAD_FIELD, "`kind` is `muted` or `banned`")),
+    };
+    let membership = wire::Membership {
+        change: change.into(),
+        users: vec![user.user.0],
+        until_ms: new.until_ms,
+        ..Default::default()
+    };
+    let send = wire::Send {
+        client_message_id: uuid::Uuid::now_v7().as_bytes().to_vec().into(),
+        content: Some(wire::send::Content::Membership(membership)),
+        ..Default::default()
+    };
+    let ack = node.edge.send(actor.user, DeviceId(0), channel, &send).await?;
+    if ack.outcome() != wire::Outcome::Ok {
+        return Err(Problem::of(u16::try_from(ack.code).map_or(Code::INTERNAL, Code)));
+    }
+    Ok(Json(
+        json!({ "channel": channel.to_string(), "user": user.user.to_string(), "name": user.name, "seq": ack.seq }),
     ))
 }
 

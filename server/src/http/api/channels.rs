@@ -52,6 +52,16 @@ pub struct ChannelBody {
     head: u64,
     /// Messages that the caller has not read.
     unread: u64,
+    /// What one who joins sees of the time before: `from_join` or `all`.
+    history: String,
+    /// Who may come in: `open_to_all`, `by_request` or `by_invitation`.
+    join: String,
+    /// Who may send messages: `every_member` or `admins_only`.
+    posting: String,
+    /// The caller may send nothing.
+    muted: bool,
+    /// Until when, RFC 3339; null where the caller is not muted or there is no end.
+    muted_until: Option<String>,
     /// When something last happened in it, RFC 3339.
     active: String,
 }
@@ -67,6 +77,11 @@ impl From<ChannelRow> for ChannelBody {
             members: row.members,
             head: row.head,
             unread: row.unread,
+            history: row.history.to_owned(),
+            join: row.join.to_owned(),
+            posting: row.posting.to_owned(),
+            muted: row.muted_until_ms.is_some(),
+            muted_until: row.muted_until_ms.filter(|until| *until > 0).map(clock::rfc3339),
             active: clock::rfc3339(row.active_ms),
         }
     }
@@ -229,7 +244,7 @@ struct NewMembers {
 
 /// What became of a write.
 #[derive(Serialize, ToSchema)]
-struct Written {
+pub(super) struct Written {
     /// The entry's place in the channel.
     seq: u64,
     /// The entry's id.
@@ -270,6 +285,7 @@ async fn add_members(
         change: wire::MembershipChange::Joined.into(),
         users,
         role: wire::Role::Member.into(),
+        until_ms: 0,
     };
     let key = Key::of(new.client_message_id.as_deref())?;
     write(&node, &caller, ChannelId(channel), key, Content::Membership(membership)).await
@@ -310,6 +326,9 @@ struct HistoryAsked {
     /// Messages with a seq below this one; without it the newest.
     #[param(minimum = 1)]
     before: Option<u64>,
+    /// Messages of before this time, Unix milliseconds.
+    #[param(minimum = 1)]
+    before_ms: Option<u64>,
     /// Messages at most.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
@@ -372,8 +391,12 @@ async fn history(
     if asked.before == Some(0) || before >> 63 != 0 {
         return Err(Problem::new(Code::BAD_FIELD, "`before` is a seq, from 1"));
     }
+    let before_ms = asked.before_ms.unwrap_or(0);
+    if asked.before_ms == Some(0) || before_ms >> 63 != 0 {
+        return Err(Problem::new(Code::BAD_FIELD, "`before_ms` is a time, Unix milliseconds"));
+    }
     let (user, channel) = (caller.user.user, ChannelId(channel));
-    let (rows, next) = node.administration.history_before(user, channel, before, limit).await?;
+    let (rows, next) = node.administration.history_before(user, channel, before, before_ms, limit).await?;
     let messages =
         rows.into_iter().rev().map(serde_json::from_value::<MessageBody>).collect::<Result<Vec<_>, _>>();
     let messages = messages.map_err(|error| Problem::new(Code::INTERNAL, error.to_string()))?;
@@ -420,8 +443,7 @@ async fn send(
     Ids([channel]): Ids<1>,
     Body(new): Body<NewMessage>,
 ) -> Result<(StatusCode, Json<Written>), Problem> {
-    let mentions: Option<Vec<u64>> = new.mentions.iter().map(|user| id(user)).collect();
-    let mentions = mentions.ok_or_else(|| Problem::new(Code::BAD_FIELD, "`mentions` are ids, decimal"))?;
+    let mentions = mentions_of(&new.mentions)?;
     let key = Key {
         first_attempt_ms: new.first_attempt_ms.unwrap_or(0),
         ..Key::of(new.client_message_id.as_deref())?
@@ -431,14 +453,36 @@ async fn send(
     write(&node, &caller, ChannelId(channel), key, Content::Message(message)).await
 }
 
+/// What makes a write without a body safe to repeat.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Keyed {
+    /// The idempotency key: a UUIDv7 made at the first attempt. Without one a repeat is another request.
+    #[param(format = "uuid")]
+    client_message_id: Option<String>,
+}
+
+impl Keyed {
+    pub(super) fn key(&self) -> Result<Key, Problem> {
+        Key::of(self.client_message_id.as_deref())
+    }
+}
+
+/// Ids of mentioned users.
+pub(super) fn mentions_of(ids: &[String]) -> Result<Vec<u64>, Problem> {
+    let mentions: Option<Vec<u64>> = ids.iter().map(|user| id(user)).collect();
+    mentions.ok_or_else(|| Problem::new(Code::BAD_FIELD, "`mentions` are ids, decimal"))
+}
+
 /// What makes a write safe to repeat.
-struct Key {
+pub(super) struct Key {
     id: Uuid,
     first_attempt_ms: u64,
 }
 
 impl Key {
-    fn of(given: Option<&str>) -> Result<Self, Problem> {
+    pub(super) fn of(given: Option<&str>) -> Result<Self, Problem> {
         let id = match given {
             None => Uuid::now_v7(),
             Some(text) => Uuid::parse_str(text)
@@ -450,7 +494,7 @@ impl Key {
     }
 }
 
-async fn write(
+pub(super) async fn write(
     node: &NodeState,
     caller: &Caller,
     channel: ChannelId,

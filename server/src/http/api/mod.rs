@@ -2,7 +2,9 @@
 //! in `/openapi.json`, which is made from the handlers themselves.
 
 mod accounts;
+mod amendments;
 mod channels;
+mod rights;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -88,6 +90,8 @@ pub fn routes(state: &Arc<NodeState>) -> Router<Arc<NodeState>> {
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .merge(accounts::routes())
         .merge(channels::routes())
+        .merge(rights::routes())
+        .merge(amendments::routes())
         .split_for_parts();
     let document: Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let json = HeaderValue::from_static("application/json");
