@@ -205,12 +205,11 @@ impl Channel {
             Effect::Role(users, role) => {
                 for user in users {
                     self.members.set_role(*user, *role);
-                    let frame = frames::channel(0, &self.state_for(*user, self.row.head));
                     for listener in self.audience.of_user(*user) {
-                        desk.gateways.tell_at(
-                            listener.gateway,
-                            Down::Reply { handle: listener.handle, frames: frame.clone() },
-                        );
+                        let state = self.state_for(*user, self.sent_to(listener.gateway));
+                        let frames = frames::channel(0, &state);
+                        desk.gateways
+                            .tell_at(listener.gateway, Down::Reply { handle: listener.handle, frames });
                     }
                 }
             }

@@ -130,6 +130,12 @@ impl Channel {
         frames::gap(self.id(), &head)
     }
 
+    /// Where the sessions served at a gateway stand: behind the head while it is behind.
+    pub(super) fn sent_to(&self, gateway: GatewayId) -> u64 {
+        let at = self.audience.gateways.iter().find(|at| at.gateway == gateway);
+        at.and_then(|at| at.behind).unwrap_or(self.row.head)
+    }
+
     /// Sends a GAP to a gateway that is behind, credit or not: it is small, and one at most per channel that fell behind.
     fn close_gap(&mut self, desk: &mut Desk, gateway: GatewayId) {
         let (channel, head) = (self.id(), self.row.head);
@@ -235,7 +241,7 @@ impl Channel {
         let frame = match self.members.get(origin.user) {
             Some(standing) => {
                 let start = standing.joined_seq.saturating_sub(1);
-                let position = if self.audience.has(origin) { self.row.head } else { start };
+                let position = if self.audience.has(origin) { self.sent_to(origin.gateway) } else { start };
                 frames::channel(request, &self.state_for(origin.user, position))
             }
             None => {
