@@ -13,6 +13,7 @@ use fanfare_storage::{
     drain::{Drains, Status as DrainStatus},
     metadata::Metadata,
     model::{Channel, Device, Mark, OutboxRow, User, UserCursor},
+    mutant,
 };
 use tokio::sync::oneshot;
 
@@ -344,7 +345,12 @@ impl Admin {
                 None => smallvec::smallvec![(1, u64::MAX)],
                 Some(user) => {
                     let rows = context.metadata.members(channel).map_err(|error| code_of(&error))?;
-                    crate::members::Members::of_rows(&rows).visible(user).ok_or(Code::NOT_A_MEMBER)?
+                    let unchecked = || {
+                        mutant::is("page-over-http-skips-membership")
+                            .then(|| smallvec::smallvec![(1, u64::MAX)])
+                    };
+                    let visible = crate::members::Members::of_rows(&rows).visible(user);
+                    visible.or_else(unchecked).ok_or(Code::NOT_A_MEMBER)?
                 }
             };
             let place = (memory.epoch, memory.head);

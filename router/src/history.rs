@@ -3,7 +3,9 @@
 //!
 //! All checkers are one pass over hash maps: every entry says its place, so no order has to be searched for.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+pub mod membership;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use fanfare_proto::{ChannelId, ClientMessageId, DeviceId, SessionId, UserId};
 
@@ -87,6 +89,13 @@ pub struct Violation {
     pub promise: &'static str,
     /// What was seen.
     pub what: String,
+}
+
+/// Which promises are broken, and the first few ways in which they are.
+pub fn summary(violations: &[Violation]) -> String {
+    let promises: BTreeSet<&str> = violations.iter().map(|violation| violation.promise).collect();
+    let promises: Vec<&str> = promises.into_iter().collect();
+    format!("broken: {}; {:#?}", promises.join(" "), &violations[..violations.len().min(5)])
 }
 
 /// The whole log of a channel as read after everything has come to rest.

@@ -72,6 +72,11 @@ impl PageAsk {
         reader: UserId,
     ) -> Self {
         let before = if fetch.before == 0 { head + 1 } else { fetch.before.min(head + 1) };
+        let visible = if mutant::is("page-ignores-visible-ranges") {
+            smallvec::smallvec![(1, u64::MAX)]
+        } else {
+            visible
+        };
         Self {
             channel,
             epoch,

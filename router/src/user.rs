@@ -8,7 +8,10 @@ use fanfare_proto::{
     link::{Down, Opened, Origin, Proof},
     wire,
 };
-use fanfare_storage::model::{CursorBatch, Device, DevicePosition, ListChange, User as Row};
+use fanfare_storage::{
+    model::{CursorBatch, Device, DevicePosition, ListChange, User as Row},
+    mutant,
+};
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 use tokio::time::Instant;
@@ -285,6 +288,7 @@ impl User {
             .map(|session| session.origin)
             .chain(self.opening.iter().map(|open| open.origin))
             .filter(|origin| device.is_none_or(|device| device == origin.device))
+            .filter(|_| !mutant::is("session-outlives-revocation"))
             .collect();
         for origin in &gone {
             desk.gateways.tell(origin, Down::Kick { handle: origin.handle, code });
@@ -302,7 +306,9 @@ impl User {
 
     /// The device's generation was raised.
     pub fn revoked(&mut self, desk: &mut Desk, device: DeviceId, generation: u32) -> usize {
-        if let Some(open) = self.devices.get_mut(&device) {
+        if let Some(open) = self.devices.get_mut(&device)
+            && !mutant::is("session-cache-ignores-revoke")
+        {
             open.row.generation = generation;
         }
         if let Some(known) = self.known.get_mut(&device) {

@@ -480,6 +480,54 @@ async fn a_gateway_without_credit_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_gets_a_role_while_its_gateway_is_behind_goes_on_from_what_it_was_sent() {
+    let mut house = House::new().await;
+    let users = house.users(2).await;
+    let channel = house.group(users[0], &users[1..]).await;
+    let mut one = house.session(users[0], 1).await;
+    let mut two = house.session(users[1], 1).await;
+    house.gateway.starve();
+    for number in 0..100 {
+        one.say(channel, &format!("{number} {}", "y".repeat(16_000))).await;
+    }
+    let role = wire::Role::Admin.into();
+    let change = wire::MembershipChange::RoleChanged.into();
+    let changed = wire::Membership { change, users: vec![users[1].0], role };
+    assert_eq!(
+        one.send(channel, wire::send::Content::Membership(changed)).await.outcome(),
+        wire::Outcome::Ok
+    );
+    let mut position = 2;
+    let state: wire::ChannelState = loop {
+        let support::gateway::Given::Frame(frame) = two.next().await else { continue };
+        match frame.frame_type() {
+            FrameType::Deliver => position = frame.routed().unwrap().seq,
+            FrameType::Channel => break frame.decode().unwrap(),
+            other => panic!("not {other:?}"),
+        }
+    };
+    assert!(position < 100, "the gateway is behind");
+    assert_eq!((state.position, state.role), (position, role));
+    house.gateway.feed();
+    while position < state.head {
+        let support::gateway::Given::Frame(frame) = two.next().await else { continue };
+        match frame.frame_type() {
+            FrameType::Deliver => {
+                assert_eq!(frame.routed().unwrap().seq, position + 1);
+                position += 1;
+            }
+            FrameType::Gap => {
+                let gap: wire::Head = frame.decode().unwrap();
+                assert_eq!(gap.after, position);
+                position = gap.head;
+            }
+            other => panic!("not {other:?}"),
+        }
+    }
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_are_never_served() {
     let house = House::new().await;
     let users = house.users(1).await;

@@ -51,6 +51,15 @@ pub struct Connection {
 impl Connection {
     /// Connects, says HELLO with a token, asks where all channels stand and waits for the whole answer.
     pub fn open(address: SocketAddr, token: &str, device: u64) -> Result<Self> {
+        Self::begin(address, wire::Hello { token: token.into(), device, ..Default::default() })
+    }
+
+    /// As [`Self::open`], by the secret of an earlier session's WELCOME.
+    pub fn resume(address: SocketAddr, resume: Bytes, device: u64) -> Result<Self> {
+        Self::begin(address, wire::Hello { resume, device, ..Default::default() })
+    }
+
+    fn begin(address: SocketAddr, hello: wire::Hello) -> Result<Self> {
         let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIME)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIME))?;
@@ -89,11 +98,9 @@ impl Connection {
         let hello = wire::Hello {
             version_min: fanfare_proto::VERSION,
             version_max: fanfare_proto::VERSION,
-            token: token.into(),
-            device,
             device_name: "rig".into(),
             agent: "fanfare-tests".into(),
-            ..Default::default()
+            ..hello
         };
         connection.write(&frame::short(FrameType::Hello, class::CONTROL, &hello))?;
         connection.welcome = match connection.next(ANSWER_TIME)?.context("no WELCOME in time")? {

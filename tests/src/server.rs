@@ -108,6 +108,11 @@ impl Server {
         self.listen
     }
 
+    /// The address of its HTTP side.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     /// Its data folder.
     pub fn data(&self) -> &Path {
         &self.data

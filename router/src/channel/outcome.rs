@@ -227,10 +227,9 @@ impl Channel {
 
     /// Tells a member's sessions how it stands.
     fn tell_state(&self, desk: &mut Desk, user: UserId) {
-        let frame = frames::channel(0, &self.state_for(user, self.row.head));
         for listener in self.audience.of_user(user) {
-            let down = Down::Reply { handle: listener.handle, frames: frame.clone() };
-            desk.gateways.tell_at(listener.gateway, down);
+            let frames = frames::channel(0, &self.state_for(user, self.sent_to(listener.gateway)));
+            desk.gateways.tell_at(listener.gateway, Down::Reply { handle: listener.handle, frames });
         }
     }
 

@@ -77,6 +77,7 @@ impl Channel {
         let head = self.row.head;
         let floor = standing.joined_seq.saturating_sub(1).min(head);
         let position = match (cause, position) {
+            (Cause::Joined(seq), _) if mutant::is("join-served-one-late") => *seq,
             (Cause::Joined(seq), _) => seq.saturating_sub(1).max(floor),
             // Served already, and the client said nothing new: it has been sent everything.
             _ if is_served && !is_explicit => head,
@@ -128,6 +129,12 @@ impl Channel {
             after,
         };
         frames::gap(self.id(), &head)
+    }
+
+    /// Where the sessions served at a gateway stand: behind the head while it is behind.
+    pub(super) fn sent_to(&self, gateway: GatewayId) -> u64 {
+        let at = self.audience.gateways.iter().find(|at| at.gateway == gateway);
+        at.and_then(|at| at.behind).unwrap_or(self.row.head)
     }
 
     /// Sends a GAP to a gateway that is behind, credit or not: it is small, and one at most per channel that fell behind.
@@ -187,7 +194,7 @@ impl Channel {
         let Ok(typing) = frame.decode::<wire::Typing>() else {
             return desk.gateways.reply(&origin, frames::failed(FrameType::Typing, Code::BAD_BODY));
         };
-        if self.members.get(origin.user).is_none() {
+        if self.members.get(origin.user).is_none() && !mutant::is("typing-skips-membership") {
             return desk.gateways.reply(&origin, frames::failed(FrameType::Typing, Code::NOT_A_MEMBER));
         }
         if self.may_speak(origin.user, desk.context.now_ms()).is_err() {
@@ -238,7 +245,7 @@ impl Channel {
         let frame = match self.members.get(origin.user) {
             Some(standing) => {
                 let start = standing.joined_seq.saturating_sub(1);
-                let position = if self.audience.has(origin) { self.row.head } else { start };
+                let position = if self.audience.has(origin) { self.sent_to(origin.gateway) } else { start };
                 frames::channel(request, &self.state_for(origin.user, position))
             }
             None => {

@@ -40,7 +40,12 @@ struct State {
     owed: HashMap<u16, u64>,
     /// Fan-outs seen per channel, and bytes.
     fanouts: HashMap<ChannelId, u64>,
+    /// Hears all that sessions are given, in one order.
+    tap: Option<Tap>,
 }
+
+/// See `Gateway::tap`.
+pub type Tap = Box<dyn Fn(SessionId, &Given) + Send>;
 
 /// The part that owners know.
 pub struct Mirror {
@@ -57,12 +62,19 @@ impl Downlink for Mirror {
         let mut state = self.state.lock().unwrap();
         let give = |state: &State, handle: u64, given: Given| {
             if let Some(session) = state.sessions.get(&handle) {
+                if let Some(tap) = &state.tap {
+                    tap(SessionId(Handle(handle).generation().into()), &given);
+                }
                 let _ = session.send(given);
             }
         };
         match down {
             Down::Opened { handle, outcome } => give(&state, handle.0, Given::Opened(outcome)),
-            Down::Kick { handle, code } => give(&state, handle.0, Given::Kicked(code)),
+            Down::Kick { handle, code } => {
+                give(&state, handle.0, Given::Kicked(code));
+                // As a real one, it closes the connection.
+                state.sessions.remove(&handle.0);
+            }
             Down::Confirmed { handle, number } => give(&state, handle.0, Given::Confirmed(number)),
             Down::Reply { handle, frames } => {
                 for frame in Frame::iter(frames) {
@@ -116,6 +128,11 @@ impl Gateway {
         });
         router.attach_gateway(id, mirror.clone());
         Self { mirror }
+    }
+
+    /// From now on that is told whatever a session is given, before the session is.
+    pub fn tap(&self, tap: Tap) {
+        self.mirror.state.lock().unwrap().tap = Some(tap);
     }
 
     pub fn starve(&self) {

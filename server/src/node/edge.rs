@@ -18,6 +18,7 @@ use fanfare_proto::{
     wire,
 };
 use fanfare_router::Router;
+use fanfare_storage::mutant;
 use parking_lot::Mutex;
 
 /// This edge, as routers know it.
@@ -77,6 +78,8 @@ impl Edge {
         send: &wire::Send,
     ) -> Result<wire::SendAck, Code> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed).max(1);
+        // As from a pool of connections that takes one back although an answer is still to come over it.
+        let number = if mutant::is("pooled-connection-reused-after-cancel") { 1 } else { number };
         let (answer, answered) = tokio::sync::oneshot::channel();
         self.shared.waiting.lock().insert(number, answer);
         let _place = Place(&self.shared, number);

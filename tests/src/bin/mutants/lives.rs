@@ -1,7 +1,8 @@
-//! Three short lives of a server, each the same for the same seed, in which a seeded bug has to show.
+//! Four short lives of a server, each the same for the same seed, in which a seeded bug has to show.
 
 use std::{path::Path, time::Duration};
 
+use crate::parted;
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{ChannelId, frame::Frame, wire};
 use fanfare_storage::{
@@ -26,11 +27,13 @@ pub enum Life {
     Full,
     /// Bytes in the content store are altered behind the server's back.
     Altered,
+    /// People are removed, devices and users signed out, and callers hang up.
+    Parted,
 }
 
 impl Life {
     /// All of them.
-    pub const ALL: [Life; 3] = [Life::Cut, Life::Full, Life::Altered];
+    pub const ALL: [Life; 4] = [Life::Cut, Life::Full, Life::Altered, Life::Parted];
 }
 
 /// Lives it; returns what was found wrong.
@@ -44,6 +47,7 @@ pub fn live(binary: &Path, folder: &Path, life: Life, seed: u64, mutant: Option<
         Life::Cut => cut(&mut scene, seed),
         Life::Full => full(&mut scene, seed),
         Life::Altered => altered(&mut scene, seed),
+        Life::Parted => parted::live(&mut scene, seed),
     };
     let mut found = scene.violations();
     if let Err(error) = end {

@@ -4,6 +4,7 @@
 //! makes sure that no seeded bug in the sources is without a catcher.
 
 mod lives;
+mod parted;
 
 use std::{collections::BTreeSet, fs, process::ExitCode, time::Instant};
 
@@ -27,6 +28,11 @@ const CAUGHT_HERE: &[(&str, Life)] = &[
     ("error-mapped-ok", Life::Full),
     ("retry-a-fail", Life::Full),
     ("hash-not-checked", Life::Altered),
+    ("pooled-connection-reused-after-cancel", Life::Parted),
+    ("session-outlives-revocation", Life::Parted),
+    ("session-cache-ignores-revoke", Life::Parted),
+    ("fetch-skips-membership", Life::Parted),
+    ("page-over-http-skips-membership", Life::Parted),
 ];
 
 /// The names of all seeded bugs in the sources.
