@@ -99,8 +99,8 @@ impl Passwords {
         let _place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Code::RETRY_LATER)?;
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Code::RETRY_LATER)?;
         let (answer, answered) = tokio::sync::oneshot::channel();
-        // A thread of its own, which costs little beside a hash: it may then stand back for everybody else's requests,
-        // which no thread can undo. The turn goes with the work: a client that hangs up frees its place, but not the
+        // A thread of its own, which costs little beside a hash: one that has stood back for everybody else's requests
+        // cannot come forward again. The turn goes with the work: a client that hangs up frees its place, but not the
         // memory that is still in use.
         let started = std::thread::Builder::new().name("password".into()).spawn(move || {
             stand_back();
