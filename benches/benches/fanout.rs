@@ -82,7 +82,12 @@ impl Uplink for Pretend {
         match up {
             Up::Open { origin, .. } => {
                 self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(origin.handle);
-                let opened = Opened { user_name: "somebody".into(), acks_confirmed: 0, generation: 1 };
+                let opened = Opened {
+                    user_name: "somebody".into(),
+                    acks_confirmed: 0,
+                    generation: 1,
+                    tokens_from_s: 0,
+                };
                 self.down(Down::Opened { handle: origin.handle, outcome: Ok(opened) });
             }
             Up::Credit { bytes, .. } => {

@@ -96,6 +96,8 @@ pub(crate) struct Connection {
     fetches: Option<Box<VecDeque<Frame>>>,
     /// Of the device, for the next resume secret.
     generation: u32,
+    /// Tokens issued before this time were revoked before the session opened, Unix seconds.
+    tokens_from_s: u64,
     user: UserPermit,
     _address: AddressPermit,
 }
@@ -130,6 +132,7 @@ impl Connection {
             fetch: 0,
             fetches: None,
             generation: 0,
+            tokens_from_s: 0,
             user,
             _address: address,
         }
@@ -176,6 +179,7 @@ impl Connection {
         let full = opening.greeted.full;
         let mut session = ServerSession::new(now_ms, until, opened.acks_confirmed);
         self.generation = opened.generation;
+        self.tokens_from_s = opened.tokens_from_s;
         let resume = if session.is_restricted() {
             (Bytes::new(), 0)
         } else {
@@ -582,9 +586,10 @@ impl Connection {
                 return Err(Code::TOKEN_CLAIMS);
             }
             // A session is closed when what it proved itself with is revoked; a token bound to the device must not
-            // keep it for longer with what was revoked before it opened.
+            // keep it for longer with what was revoked before it opened, nor may any that is older than a revocation.
             match verified.proof(self.origin.device)? {
                 Proof::Token { generation: Some(at), .. } if at != self.generation => Err(Code::REVOKED),
+                Proof::Token { issued_s, .. } if issued_s < self.tokens_from_s => Err(Code::REVOKED),
                 _ => Ok(verified),
             }
         });

@@ -4,7 +4,10 @@
 
 mod kit;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use fanfare_gateway::Resume;
@@ -72,6 +75,23 @@ async fn the_token_decides_where_the_secret_is_refused() {
         .send(&hello(|hello| (hello.resume, hello.token) = (secret.clone(), house.issuer.token_for(5, -90))))
         .await;
     client.closed(Code::TOKEN_EXPIRED).await;
+}
+
+#[tokio::test]
+async fn a_token_from_before_a_revocation_keeps_no_session() {
+    let house = House::new(|_| ());
+    for (from_s, revoked) in [(0, false), (unix_ms() / 1000 + 60, true)] {
+        house.router.tokens_from_s.store(from_s, Ordering::Relaxed);
+        let mut client = kit::ws::connect(house.address()).await;
+        client.send(&house.hello(5)).await;
+        client.frame(FrameType::Welcome).await;
+        client.send(&auth(house.issuer.token(5))).await;
+        if revoked {
+            client.closed(Code::REVOKED).await;
+        } else {
+            client.frame(FrameType::Auth).await;
+        }
+    }
 }
 
 #[tokio::test]

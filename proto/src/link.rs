@@ -171,6 +171,9 @@ pub struct Opened {
     pub acks_confirmed: u64,
     /// The device's generation, for the resume secret.
     pub generation: u32,
+    /// Tokens issued before this time are void, Unix seconds. It holds as long as the session: whatever raises it ends
+    /// the session.
+    pub tokens_from_s: u64,
 }
 
 /// One change of a channel's audience at a gateway.

@@ -231,6 +231,7 @@ impl User {
             user_name: self.row.name.clone(),
             acks_confirmed: device.row.acks_confirmed,
             generation: device.row.generation,
+            tokens_from_s: self.row.tokens_from_s,
         };
         let batch = CursorBatch { devices: vec![device.row.clone()], ..Default::default() };
         desk.context.cursors.push(Job { batch, then: None });

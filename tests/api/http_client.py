@@ -5,11 +5,13 @@ import json
 
 
 class Http:
-    def __init__(self, url):
-        self.host = url.removeprefix("http://")
+    """`source` is the address to ask from: all of 127.0.0.0/8 is this machine."""
+
+    def __init__(self, url, source=None):
+        self.host, self.source = url.removeprefix("http://"), source and (source, 0)
 
     def ask(self, method, path, body=None, token=None, **headers):
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=30, source_address=self.source)
         if token:
             headers["Authorization"] = f"Bearer {token}"
         raw = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()

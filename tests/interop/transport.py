@@ -189,6 +189,9 @@ class Quic:
         if self.connection._timer:
             self.connection._timer.cancel()
         self.connection.transmit = lambda: None
+        # Nothing comes that would tell aioquic so: whoever ends its context would wait for ever.
+        self.connection._closed.set()
+        await self.context.__aexit__(None, None, None)
         self.frames.put_nowait(Closed(None, "cut"))
 
 

@@ -40,6 +40,8 @@ pub struct Router {
     pub refuse_resume: Mutex<Option<Code>>,
     /// Answers Up::Open with this.
     pub refuse: Mutex<Option<Code>>,
+    /// Says in Up::Open's answer that tokens issued before this time are void.
+    pub tokens_from_s: AtomicU64,
     /// Has no room for frames.
     pub full: AtomicBool,
     /// Does not answer requests.
@@ -170,7 +172,8 @@ impl Uplink for Router {
                     None => {
                         self.sessions.lock().insert(origin.handle, origin);
                         let user_name = format!("user {}", origin.user);
-                        Ok(Opened { user_name, acks_confirmed: 4, generation: 2 })
+                        let tokens_from_s = self.tokens_from_s.load(Ordering::Relaxed);
+                        Ok(Opened { user_name, acks_confirmed: 4, generation: 2, tokens_from_s })
                     }
                 };
                 self.down(Down::Opened { handle: origin.handle, outcome });

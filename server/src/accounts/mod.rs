@@ -46,7 +46,7 @@ pub struct Accounts {
     issuer: Arc<TokenIssuer>,
     verifier: Verifier,
     passwords: Passwords,
-    by_name: Arc<Throttle<String>>,
+    tries: Arc<Throttle<Tried>>,
     by_address: Arc<Throttle<IpAddr>>,
     registration_open: bool,
 }
@@ -55,6 +55,17 @@ impl std::fmt::Debug for Accounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Accounts").field("registration_open", &self.registration_open).finish_non_exhaustive()
     }
+}
+
+/// Whose tries at a password are counted together.
+#[derive(Clone, Copy, PartialEq, Eq, std::hash::Hash)]
+enum Tried {
+    /// Of a name, there or not, by anybody. Its hash: what is remembered does not grow with what was tried.
+    Name(Hash),
+    /// Of an account, on a device that it knows.
+    Device(UserId, DeviceId),
+    /// Of an account, by whoever has a token of it.
+    Account(UserId),
 }
 
 /// What signing in gives.
@@ -102,7 +113,7 @@ impl Accounts {
             issuer,
             verifier,
             passwords: Passwords::new()?,
-            by_name: Arc::new(Throttle::new(10 * more, Duration::from_secs(15 * 60))),
+            tries: Arc::new(Throttle::new(10 * more, Duration::from_secs(15 * 60))),
             by_address: Arc::new(Throttle::new(5 * more, Duration::from_secs(20))),
             registration_open,
         })
@@ -156,8 +167,8 @@ impl Accounts {
         address: IpAddr,
     ) -> Outcome<SignedIn> {
         self.by_address.take(&address).map_err(limited)?;
-        self.by_name.take(&name.to_owned()).map_err(limited)?;
         let user = self.router.user_named(name).await?;
+        self.try_on(name, user.as_ref(), device).await?;
         let hash = match &user {
             Some(user) => {
                 let user = user.user;
@@ -170,6 +181,19 @@ impl Accounts {
             Some(user) if fits && user.flags & User::DISABLED == 0 => self.start(user, device).await,
             _ => Err(Failure::of(Code::LOGIN_REFUSED)),
         }
+    }
+
+    /// Takes a try at that account's password. Anybody may use up those of a name; an owner then still has those of a
+    /// device that was signed in before, whose number nobody else knows.
+    async fn try_on(&self, name: &str, user: Option<&User>, device: DeviceId) -> Outcome {
+        let Err(wait) = self.tries.take(&Tried::Name(sha256(name.as_bytes()))) else { return Ok(()) };
+        // Names that are not there are looked up all the same, so that the answer takes as long.
+        let user = user.map_or(UserId(0), |user| user.user);
+        if self.devices(user).await?.iter().any(|(known, _)| known.device == device) {
+            self.tries.take(&Tried::Device(user, device)).map_err(limited)?;
+            return Ok(());
+        }
+        Err(limited(wait))
     }
 
     async fn start(&self, user: User, device: DeviceId) -> Outcome<SignedIn> {
@@ -292,7 +316,7 @@ impl Accounts {
     /// # Errors
     /// LOGIN_REFUSED, PASSWORD_LENGTH, RATE_LIMITED, RETRY_LATER.
     pub async fn change_password(&self, user: &User, old: &str, new: &str) -> Outcome {
-        self.by_name.take(&user.name).map_err(limited)?;
+        self.tries.take(&Tried::Account(user.user)).map_err(limited)?;
         let id = user.user;
         let hash = self.read(move |store| store.password(id)).await?;
         if !self.passwords.fits(old, hash).await? {

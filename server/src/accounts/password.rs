@@ -1,4 +1,5 @@
-//! Passwords: argon2id, a few at a time, so that a flood of logins costs others neither memory nor time.
+//! Passwords: argon2id, a few at a time and behind everything else, so that a flood of logins costs others neither memory
+//! nor time.
 
 use std::sync::Arc;
 
@@ -16,6 +17,9 @@ pub const PASSWORD_BYTES_MAX: usize = 256;
 /// Memory of one hash, KiB, and passes over it: OWASP ASVS 5.0 (11.4.2 and its appendix) names 46 MiB with one pass.
 const MEMORY_KIB: u32 = 46 * 1024;
 const PASSES: u32 = 1;
+/// By how much hashing stands back behind other threads: a flood of logins takes what they leave, and a tenth at least.
+#[cfg(target_os = "linux")]
+const NICER_BY: i32 = 10;
 /// Hashes that may wait for a turn; more are told to come later.
 const WAITING_MAX: usize = 64;
 
@@ -94,13 +98,30 @@ impl Passwords {
     async fn turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Code> {
         let _place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Code::RETRY_LATER)?;
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Code::RETRY_LATER)?;
-        // The turn goes with the work: a client that hangs up frees its place, but not the memory that is still in use.
-        let worked = tokio::task::spawn_blocking(move || {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        // A thread of its own, which costs little beside a hash: one that has stood back for everybody else's requests
+        // cannot come forward again. The turn goes with the work: a client that hangs up frees its place, but not the
+        // memory that is still in use.
+        let started = std::thread::Builder::new().name("password".into()).spawn(move || {
+            stand_back();
             let done = work();
             drop(turn);
-            done
+            let _ = answer.send(done);
         });
-        worked.await.map_err(|_| Code::INTERNAL)
+        started.map_err(|error| {
+            tracing::error!(%error, "no thread for a password");
+            Code::RETRY_LATER
+        })?;
+        answered.await.map_err(|_| Code::INTERNAL)
+    }
+}
+
+/// Lowers the priority of this thread.
+fn stand_back() {
+    // Elsewhere it would be that of the whole process.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(NICER_BY) {
+        tracing::debug!(%error, "hashing does not stand back");
     }
 }
 

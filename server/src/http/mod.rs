@@ -6,18 +6,19 @@ mod pages;
 mod problem;
 mod serve;
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
-    http::{HeaderValue, Method, header},
+    http::{HeaderValue, Method, Version, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
 use fanfare_gateway::Origins;
 use fanfare_proto::Code;
+use http_body_util::LengthLimitError;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use pages::version_json;
@@ -59,19 +60,39 @@ fn cors(state: &NodeState) -> CorsLayer {
         .max_age(Duration::from_secs(600))
 }
 
-/// Reads the body whole, within bounds of bytes and time, before a handler sees the request.
+/// Refuses what names no host or two (RFC 9112, 3.2), and reads the body whole, within bounds of bytes and time, before a
+/// handler sees the request.
 async fn bounded(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    let mut response = match tokio::time::timeout(BODY_WAIT_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
-        Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
-        Ok(Err(_)) => Problem::new(Code::BODY_TOO_LARGE, "the request's body is over 1 MiB, or broke off")
-            .into_response(),
-        Err(_) => Problem::new(Code::HANDSHAKE_TIMEOUT, "the request's body did not come in time")
-            .status(408)
-            .into_response(),
+    let mut response = if names_its_host(&head) {
+        match tokio::time::timeout(BODY_WAIT_MAX, to_bytes(body, BODY_BYTES_MAX)).await {
+            Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
+            Ok(Err(error)) if error.source().is_some_and(|source| source.is::<LengthLimitError>()) => {
+                Problem::new(Code::BODY_TOO_LARGE, "the request's body is over 1 MiB").into_response()
+            }
+            Ok(Err(_)) => {
+                Problem::new(Code::BAD_BODY, "the request's body broke off, or its chunks are broken")
+                    .into_response()
+            }
+            Err(_) => Problem::new(Code::HANDSHAKE_TIMEOUT, "the request's body did not come in time")
+                .status(408)
+                .into_response(),
+        }
+    } else {
+        let mut response = Problem::new(Code::BAD_FIELD, "a request has one Host header").into_response();
+        // Whoever sent it, perhaps through a proxy that understood it otherwise, begins anew.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
     };
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+fn names_its_host(head: &Parts) -> bool {
+    match head.headers.get_all(header::HOST).iter().count() {
+        0 => head.version < Version::HTTP_11,
+        count => count == 1,
+    }
 }

@@ -35,7 +35,7 @@ use crate::{
 const RATE_BURST: u32 = 120;
 const RATE_WITHIN: Duration = Duration::from_secs(60);
 
-/// The address of a connection's peer.
+/// The address of a connection's peer, as limits take it.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
