@@ -31,8 +31,11 @@ use crate::{
     ownership::{Lease, Ownership},
 };
 
-const META_MIGRATIONS: &[&str] =
-    &[include_str!("../../migrations/meta/0001.sql"), include_str!("../../migrations/meta/0002.sql")];
+const META_MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/meta/0001.sql"),
+    include_str!("../../migrations/meta/0002.sql"),
+    include_str!("../../migrations/meta/0003-accounts.sql"),
+];
 const CURSORS_MIGRATIONS: &[&str] = &[include_str!("../../migrations/cursors/0001.sql")];
 
 /// The embedded metadata store. Holds every shard of the deployment.
@@ -120,7 +123,7 @@ fn channel_of(row: &Row<'_>) -> rusqlite::Result<Channel> {
     })
 }
 
-fn user_of(row: &Row<'_>) -> rusqlite::Result<User> {
+pub(super) fn user_of(row: &Row<'_>) -> rusqlite::Result<User> {
     let user = UserId(unsigned(row, 0)?);
     Ok(User { user, name: row.get(1)?, flags: row.get(2)?, tokens_from_s: unsigned(row, 3)? })
 }
