@@ -2,6 +2,7 @@
 //! is replaced each time it is used; what it gives is a short-lived token bound to the device. Revoking voids, in SQL and before it
 //! is answered, the logins, the tokens and the resume secrets, and then ends the live sessions.
 
+pub mod administrators;
 pub mod password;
 pub mod throttle;
 
@@ -79,6 +80,8 @@ pub struct Caller {
     pub user: User,
     /// The device the token is bound to, where it is.
     pub device: Option<DeviceId>,
+    /// This deployment issued the token itself.
+    pub own: bool,
 }
 
 impl Accounts {
@@ -284,7 +287,7 @@ impl Accounts {
                 return Err(Code::REVOKED);
             }
         }
-        Ok(Caller { user, device: verified.device.map(|(device, _)| device) })
+        Ok(Caller { user, device: verified.device.map(|(device, _)| device), own: verified.own })
     }
 
     /// Changes the password of a user that knows the old one: everything else it proved itself with is void.
@@ -328,9 +331,8 @@ impl Accounts {
     /// # Errors
     /// As of [`Self::revoke`].
     pub async fn set_disabled(&self, user: UserId, disabled: bool) -> Outcome {
-        let row = self.router.user(user).await?.ok_or_else(|| Failure::of(Code::NO_SUCH_USER))?;
-        let flags = if disabled { row.flags | User::DISABLED } else { row.flags & !User::DISABLED };
-        self.write(move |store| store.set_flags(user, flags)).await?;
+        let (set, clear) = if disabled { (User::DISABLED, 0) } else { (0, User::DISABLED) };
+        self.write(move |store| store.change_flags(user, set, clear)).await?;
         self.revoke(user).await
     }
 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod api;
+mod door;
 mod pages;
 mod problem;
 mod serve;
@@ -20,6 +21,7 @@ use fanfare_gateway::Origins;
 use fanfare_proto::Code;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+pub use api::document;
 pub use pages::version_json;
 pub use problem::Problem;
 pub use serve::HttpServer;
@@ -36,6 +38,7 @@ pub fn routes(state: Arc<NodeState>) -> Router {
     let api = api::routes(&state).layer(cors(&state));
     Router::new()
         .merge(pages::routes())
+        .merge(door::routes())
         .merge(api)
         .nest("/admin/v1", admin::routes(Arc::clone(&state)))
         .fallback(|| async { Problem::not_found("no such path; / says what is here") })

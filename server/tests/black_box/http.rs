@@ -8,7 +8,7 @@ use std::{
 use crate::process::{PATIENCE, Server};
 use serde_json::Value;
 
-fn exchange(address: &str, request: &str) -> String {
+pub fn exchange(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     stream.write_all(request.as_bytes()).expect("it reads");
@@ -17,7 +17,7 @@ fn exchange(address: &str, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn get(address: &str, path: &str) -> (u16, String) {
+pub fn get(address: &str, path: &str) -> (u16, String) {
     let answer =
         exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"));
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);

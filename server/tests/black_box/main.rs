@@ -1,5 +1,6 @@
 //! The real binary from outside.
 
+mod administrators;
 mod commands;
 mod http;
 mod newcomer;

@@ -2,7 +2,10 @@
 //! in `/openapi.json`, which is made from the handlers themselves.
 
 mod accounts;
+mod administrators;
 mod channels;
+pub mod export;
+mod webhooks;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -83,12 +86,26 @@ struct ProblemBody {
     fix: Option<String>,
 }
 
+type Node = axum::extract::State<Arc<NodeState>>;
+type NodeRouter = OpenApiRouter<Arc<NodeState>>;
+
+fn described() -> NodeRouter {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .merge(accounts::routes())
+        .merge(administrators::routes())
+        .merge(channels::routes())
+        .merge(export::routes())
+        .merge(webhooks::routes())
+}
+
+/// The document that describes all routes.
+pub fn document() -> utoipa::openapi::OpenApi {
+    described().split_for_parts().1
+}
+
 /// All routes, with the document that describes them.
 pub fn routes(state: &Arc<NodeState>) -> Router<Arc<NodeState>> {
-    let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
-        .merge(accounts::routes())
-        .merge(channels::routes())
-        .split_for_parts();
+    let (router, document) = described().split_for_parts();
     let document: Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let json = HeaderValue::from_static("application/json");
     router
