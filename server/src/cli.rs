@@ -452,6 +452,12 @@ pub enum Page {
     Config,
     /// errors.md
     Errors,
+    /// http.md
+    Http,
+    /// limits.md
+    Limits,
+    /// metrics.md
+    Metrics,
 }
 
 /// `fanfare context`

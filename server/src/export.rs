@@ -284,7 +284,7 @@ impl Exports {
         let (mut before, mut count) = (0, 0);
         loop {
             let fetch = wire::Fetch { messages_max: FETCH_MESSAGES_MAX, before, ..wire::Fetch::default() };
-            let pages = self.again(|| self.router.history(channel, Some(user), fetch.clone())).await?;
+            let pages = self.again(|| self.router.history(channel, Some(user), fetch)).await?;
             let mut sent = Vec::new();
             for page in &pages {
                 sent_in(page, user, &mut sent)?;

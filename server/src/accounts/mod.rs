@@ -36,6 +36,10 @@ pub const LOGIN_TTL: Duration = Duration::from_secs(30 * 86_400);
 const GRACE: Duration = Duration::from_secs(60);
 /// What refresh tokens begin with, so that scanners of leaked secrets know them.
 const REFRESH_PREFIX: &str = "ffr1_";
+/// Attempts to sign in with one name, and within which time.
+pub const BY_NAME: (u32, Duration) = (10, Duration::from_secs(15 * 60));
+/// Attempts of one address to sign in or up, or to take a link, and within which time.
+pub const BY_ADDRESS: (u32, Duration) = (5, Duration::from_secs(20));
 /// Logins and devices of one user.
 pub const LOGINS_MAX: usize = 64;
 
@@ -105,8 +109,8 @@ impl Accounts {
             issuer,
             verifier,
             passwords: Passwords::new()?,
-            by_name: Arc::new(Throttle::new(10 * more, Duration::from_secs(15 * 60))),
-            by_address: Arc::new(Throttle::new(5 * more, Duration::from_secs(20))),
+            by_name: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
+            by_address: Arc::new(Throttle::new(BY_ADDRESS.0 * more, BY_ADDRESS.1)),
             registration_open,
         })
     }

@@ -22,6 +22,16 @@ use fanfare_proto::Code;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use api::document;
+
+/// The bounds of HTTP.
+pub mod bounds {
+    pub use super::{
+        BODY_BYTES_MAX, BODY_WAIT_MAX,
+        api::{MEMBERS_PAGE, MESSAGES_MAX, RATE_BURST, RATE_WITHIN},
+        serve::{CONNECTIONS_MAX, HEAD_BYTES_MAX, HEAD_WAIT_MAX},
+    };
+}
+
 pub use pages::version_json;
 pub use problem::Problem;
 pub use serve::HttpServer;

@@ -2,7 +2,7 @@
 //! in that order and stopped in the other.
 
 pub mod edge;
-mod metrics;
+pub(crate) mod metrics;
 pub mod stores;
 mod wiring;
 

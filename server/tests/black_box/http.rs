@@ -59,6 +59,28 @@ fn health_metrics_and_discovery_need_no_token_and_everything_else_does() {
 }
 
 #[test]
+fn every_metric_says_what_it_is() {
+    let server = Server::dev();
+    server.ok(&["send", "general", "hi", "--as", "bob"]);
+    server.ok(&["send", "general", "hi", "--as", "carol", "--transport", "quic"]);
+    let admin = server.admin();
+    let (_, metrics) = get(admin["address"].as_str().expect("an address"), "/metrics");
+    let mut samples = 0;
+    for line in metrics.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let of = name.strip_suffix("_sum").or(name.strip_suffix("_count")).unwrap_or(name);
+        let about = |kind: &str| {
+            let found = metrics.lines().find_map(|line| line.strip_prefix(&format!("# {kind} {of} ")));
+            found.unwrap_or_else(|| panic!("{name} has no {kind}:\n{metrics}")).trim().len()
+        };
+        assert!(about("HELP") > 5, "{name}: its help helps nobody");
+        assert!(about("TYPE") > 3, "{name}: it has no type");
+        samples += 1;
+    }
+    assert!(samples > 20, "{metrics}");
+}
+
+#[test]
 fn bodies_and_heads_have_bounds() {
     let server = Server::dev();
     let admin = server.admin();

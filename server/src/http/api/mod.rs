@@ -26,6 +26,8 @@ use utoipa::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
+pub use channels::{MEMBERS_PAGE, MESSAGES_MAX};
+
 use super::problem::{Problem, parse};
 use crate::{
     accounts::{Caller, throttle::Throttle},
@@ -33,8 +35,9 @@ use crate::{
 };
 
 /// Requests that one address may make at once, and so many again within [`RATE_WITHIN`].
-const RATE_BURST: u32 = 120;
-const RATE_WITHIN: Duration = Duration::from_secs(60);
+pub const RATE_BURST: u32 = 120;
+/// See [`RATE_BURST`].
+pub const RATE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The address of a connection's peer.
 #[derive(Clone, Copy, Debug)]
