@@ -55,6 +55,10 @@ mutants:
 bench *ARGS:
     cargo bench -p fanfare-benches {{ARGS}}
 
+# Every command that a document shows, run as its page shows it.
+documents:
+    tests/documents/run
+
 # Error table, protocol page and vectors written anew from the source.
 generate:
     UPDATE_WIRE=1 cargo test -p fanfare-proto --test schema
@@ -66,6 +70,6 @@ generate:
 ci:
     bash .ci/run
 
-# Accounts and the HTTP API: lives on both transports, bad tokens, schemathesis over the OpenAPI document
+# Accounts and the HTTP API: lives on both transports, bad tokens, administrators, exports, the log, schemathesis over the OpenAPI document
 api:
     tests/api/run

@@ -55,6 +55,7 @@ pub use crate::{
     listen::DATAGRAM_BUFFER_BYTES,
     resume::{Resume, ResumeKeys},
     shared::{Stats, fingerprint},
+    telemetry::describe as describe_metrics,
     token::{LEEWAY_S, TYPE as TOKEN_TYPE, Verified, Verifier},
 };
 

@@ -3,7 +3,7 @@
 use metrics::{Unit, describe_counter, describe_gauge};
 
 /// Tells the recorder, where there is one, what the metrics mean.
-pub(crate) fn describe() {
+pub fn describe() {
     describe_gauge!("fanfare_gateway_connections", "Sessions and those opening, by lane");
     describe_gauge!("fanfare_gateway_memberships", "Places in channels' audiences, by lane");
     describe_gauge!("fanfare_gateway_channels", "Channels with an audience, by lane");

@@ -29,6 +29,8 @@ pub struct Verified {
     pub issued_s: u64,
     /// The device it is bound to, and that device's generation when it was issued; a token of a login is bound.
     pub device: Option<(DeviceId, u32)>,
+    /// This deployment issued it itself, not an issuer that it trusts.
+    pub own: bool,
 }
 
 impl Verified {
@@ -187,7 +189,8 @@ impl Verifier {
         if claims.exp + LEEWAY_S <= now_s {
             return Err(Code::TOKEN_EXPIRED);
         }
-        Ok(Verified { user, until_ms: claims.exp * 1000, issued_s: claims.iat, device })
+        let own = *issuer == *self.issuer;
+        Ok(Verified { user, until_ms: claims.exp * 1000, issued_s: claims.iat, device, own })
     }
 }
 

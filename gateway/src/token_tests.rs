@@ -49,7 +49,7 @@ fn a_good_token_is_taken_to_the_end_of_its_leeway() {
     let issuer = Issuer::new();
     let token = issuer.sign(&header().to_string(), &claims().to_string());
     let (until_ms, issued_s) = ((NOW_S + 840) * 1000, NOW_S - 60);
-    let verified = Verified { user: UserId(42), until_ms, issued_s, device: None };
+    let verified = Verified { user: UserId(42), until_ms, issued_s, device: None, own: true };
     let verifier = issuer.verifier();
     assert_eq!(verifier.verify(&token, NOW_S * 1000), Ok(verified));
     assert_eq!(verifier.verify(&token, (NOW_S + 869) * 1000), Ok(verified));
@@ -224,7 +224,8 @@ fn another_issuer_speaks_for_itself_alone_and_its_keys_rotate() {
         verifier.verify(&issuer.sign(&header().to_string(), claims), NOW_S * 1000)
     };
     let of_shop = with(claims(), "iss", json!("shop"));
-    assert!(verify(&other, &of_shop).is_ok() && verify(&own, &claims().to_string()).is_ok());
+    assert!(verify(&other, &of_shop).is_ok_and(|verified| !verified.own));
+    assert!(verify(&own, &claims().to_string()).is_ok_and(|verified| verified.own));
     assert_eq!(verify(&other, &claims().to_string()), Err(Code::TOKEN_CLAIMS), "shop signs as if it were we");
     assert_eq!(verify(&own, &of_shop), Err(Code::TOKEN_CLAIMS));
     let next = Issuer::new();

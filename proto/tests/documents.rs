@@ -6,7 +6,7 @@
 
 use std::{fs, path::PathBuf};
 
-use fanfare_proto::{Code, FrameType, check, error::Policy};
+use fanfare_proto::{Code, FrameType, check};
 
 fn path() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/protocol.md")

@@ -63,6 +63,7 @@ pub use admin::{Admin, ChannelSummary, MemberSummary, SessionSummary, ShardCount
 pub use context::{Clock, Fatal, RouterConfig};
 use context::{Context, Inbox};
 use event::Event;
+pub use meter::describe as describe_metrics;
 
 /// Where a router keeps things.
 pub struct Stores {

@@ -492,7 +492,7 @@ async fn who_gets_a_role_while_its_gateway_is_behind_goes_on_from_what_it_was_se
     }
     let role = wire::Role::Admin.into();
     let change = wire::MembershipChange::RoleChanged.into();
-    let changed = wire::Membership { change, users: vec![users[1].0], role };
+    let changed = wire::Membership { change, users: vec![users[1].0], role, until_ms: 0 };
     assert_eq!(
         one.send(channel, wire::send::Content::Membership(changed)).await.outcome(),
         wire::Outcome::Ok

@@ -120,6 +120,7 @@ impl Story {
                 members: members.iter().map(|user| user.0).collect(),
                 history: history.into(),
                 join: join.into(),
+                posting: wire::PostingPolicy::EveryMember.into(),
             };
             let made = house.router().admin().create_group(users[owner], new_id(), group).await.unwrap();
             channels.push((made, history == wire::HistoryPolicy::All));
@@ -403,7 +404,7 @@ impl Story {
                 self.come(owner, 1).await;
                 let role = 1 + self.random.below(2) as i32;
                 let change = wire::MembershipChange::RoleChanged.into();
-                let changed = wire::Membership { change, users: vec![other.0], role };
+                let changed = wire::Membership { change, users: vec![other.0], role, until_ms: 0 };
                 self.send((owner, 1), channel, wire::send::Content::Membership(changed)).await;
             }
             66..68 => {

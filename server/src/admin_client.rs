@@ -157,6 +157,75 @@ impl AdminClient {
         self.request(Method::POST, path, Some(body), Duration::from_secs(24 * 3600)).await
     }
 
+    /// Asks for a long answer and hands on its parts as they come, each within the time of one answer.
+    ///
+    /// # Errors
+    /// UNREACHABLE, or what the server answered; INTERNAL where the answer broke off. Of `take`.
+    pub async fn stream(&self, path: &str, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> Outcome {
+        let late = || self.unreachable().why(format!("no answer within {:?}", self.timeout));
+        let begun = tokio::time::timeout(self.timeout, async {
+            let stream = TcpStream::connect(&self.file.address).await?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            let request = self.asking(Method::GET, &format!("/admin/v1{path}"), None)?;
+            // The request goes out and the answer comes in only while the connection is polled: here, and below.
+            let mut connection = Box::pin(connection);
+            let mut response = Box::pin(sender.send_request(request));
+            let response = tokio::select! {
+                biased;
+                response = &mut response => response?,
+                ended = &mut connection => {
+                    ended?;
+                    response.await?
+                }
+            };
+            anyhow::Ok((connection, response))
+        });
+        let (mut connection, response) =
+            begun.await.map_err(|_| late())?.map_err(|error| self.unreachable().why(error))?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut whole = Vec::new();
+        let mut connected = true;
+        loop {
+            let frame = tokio::time::timeout(self.timeout, async {
+                tokio::select! {
+                    biased;
+                    frame = body.frame() => frame,
+                    // Its end is told by the body, too.
+                    _ = &mut connection, if connected => {
+                        connected = false;
+                        body.frame().await
+                    }
+                }
+            });
+            let Some(frame) = frame.await.map_err(|_| late())? else { break };
+            let frame =
+                frame.map_err(|error| Failure::internal("the server's answer broke off").why(error))?;
+            let Some(part) = frame.data_ref() else { continue };
+            if status.is_success() {
+                take(part)?;
+            } else if whole.len() + part.len() <= ANSWER_BYTES_MAX {
+                whole.extend_from_slice(part);
+            }
+        }
+        if status.is_success() { Ok(()) } else { answer(status, &whole).map(drop) }
+    }
+
+    fn asking(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Request<Full<Bytes>>> {
+        Ok(Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.file.address)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.file.token))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))?)
+    }
+
     async fn request(
         &self,
         method: Method,
@@ -190,13 +259,7 @@ impl AdminClient {
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let stream = TcpStream::connect(&self.file.address).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, &self.file.address)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.file.token))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))?;
+        let request = self.asking(method, path, body)?;
         // The connection makes progress only while it is polled, beside the request.
         let exchange = async {
             let response = sender.send_request(request).await?;

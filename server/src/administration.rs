@@ -60,6 +60,8 @@ pub struct UserRow {
     pub bot: bool,
     /// Cannot connect or sign in.
     pub disabled: bool,
+    /// May use `/admin/v1` with its own token.
+    pub administrator: bool,
     /// Tokens issued before this time are void, Unix seconds.
     #[serde(skip)]
     pub tokens_from_s: u64,
@@ -125,6 +127,7 @@ impl From<User> for UserRow {
             full_delivery: user.flags & User::FULL_DELIVERY != 0,
             bot: user.flags & User::BOT != 0,
             disabled: user.flags & User::DISABLED != 0,
+            administrator: user.flags & User::ADMINISTRATOR != 0,
             tokens_from_s: user.tokens_from_s,
             name: user.name,
         }
@@ -816,7 +819,7 @@ fn kind_name(entry: &Entry) -> &'static str {
     }
 }
 
-fn role_name(role: i32) -> &'static str {
+pub(crate) fn role_name(role: i32) -> &'static str {
     match Role::try_from(role) {
         Ok(Role::Owner) => "owner",
         Ok(Role::Admin) => "admin",

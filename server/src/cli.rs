@@ -69,6 +69,9 @@ pub enum Command {
     /// People and their tokens
     #[command(subcommand)]
     User(User),
+    /// Administrators, and what is theirs to keep
+    #[command(subcommand)]
+    Admin(Admin),
     /// Conversations
     #[command(subcommand)]
     Channel(Channel),
@@ -224,6 +227,11 @@ pub enum User {
         /// Whose: a name or an id
         name: String,
     },
+    /// Print everything the server holds about a user, as lines of JSON; the last has the type `end`
+    Export {
+        /// Whom: a name or an id
+        name: String,
+    },
     /// Sign a user out everywhere: logins, tokens, resume secrets, sessions
     Revoke {
         /// Whom: a name or an id
@@ -238,6 +246,40 @@ pub enum User {
     Enable {
         /// Whom: a name or an id
         name: String,
+    },
+}
+
+/// `fanfare admin`
+#[derive(Debug, Subcommand)]
+pub enum Admin {
+    /// Print a link that makes an administrator: good once, for 15 minutes
+    Link {
+        /// For this account, there already or not, and no other (default: a new one, whose name is chosen with it)
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// List administrators
+    Ls,
+    /// Take somebody's administration away; the account stays
+    Rm {
+        /// Whose: a name or an id
+        name: String,
+    },
+    /// The keys that sign webhooks
+    #[command(subcommand)]
+    WebhookKeys(WebhookKeys),
+}
+
+/// `fanfare admin webhook-keys`
+#[derive(Debug, Subcommand)]
+pub enum WebhookKeys {
+    /// List the keys that are published
+    Ls,
+    /// Make a new key sign; the one before it stays published for 7 days
+    Rotate {
+        /// Withdraw the one before it at once, because somebody else may have it
+        #[arg(long)]
+        withdraw: bool,
     },
 }
 
@@ -440,6 +482,12 @@ pub enum Page {
     Config,
     /// errors.md
     Errors,
+    /// http.md
+    Http,
+    /// limits.md
+    Limits,
+    /// metrics.md
+    Metrics,
 }
 
 /// `fanfare context`

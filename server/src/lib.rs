@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod contexts;
+pub mod export;
 pub mod failure;
 pub mod history;
 pub mod http;
@@ -19,6 +20,7 @@ pub mod node;
 pub mod output;
 pub mod private_file;
 pub mod token;
+pub mod webhook_keys;
 
 mod commands;
 mod echo_bot;

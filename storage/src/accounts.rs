@@ -1,10 +1,10 @@
-//! Accounts: passwords and logins, in SQL beside the users they belong to.
+//! Accounts: passwords, logins and administrators, in SQL beside the users they belong to; and the keys that sign webhooks.
 
-use fanfare_proto::{DeviceId, UserId};
+use fanfare_proto::{ChannelId, DeviceId, UserId};
 
 use crate::{
     error::StoreError,
-    model::{Hash, User},
+    model::{Hash, Member, User},
 };
 
 /// One login: a device that stays signed in by a refresh token. Only hashes of its secrets are kept.
@@ -28,7 +28,65 @@ pub struct Login {
     pub expires_ms: u64,
 }
 
-/// Passwords and logins. Methods block; each write is durable on return.
+/// A stretch of a user's membership of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// Of which channel.
+    pub channel: ChannelId,
+    /// The stretch.
+    pub row: Member,
+}
+
+/// A one-time link that makes an administrator. Only the hash of its secret is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminLink {
+    /// SHA-256 of its secret.
+    pub hash: Hash,
+    /// For whom; empty: for a new account, whose name is chosen with it.
+    pub name: String,
+    /// When it was given out, Unix milliseconds.
+    pub created_ms: u64,
+    /// When it ends, Unix milliseconds.
+    pub expires_ms: u64,
+}
+
+/// What became of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// The account as it stands now; the link is gone.
+    By(User),
+    /// There is no such link, it has ended, or it is for another name.
+    NoLink,
+    /// An account has the name, and the link is not for it; the link stays.
+    NameTaken,
+    /// The account that it is for is disabled; the link stays.
+    Disabled,
+}
+
+/// A key that signs webhooks.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebhookKey {
+    /// As receivers know it.
+    pub kid: String,
+    /// The private key, PKCS #8.
+    pub pkcs8: Vec<u8>,
+    /// When it was made, Unix milliseconds.
+    pub created_ms: u64,
+    /// Until when receivers take it, Unix milliseconds; 0: it is the one that signs.
+    pub ends_ms: u64,
+}
+
+impl std::fmt::Debug for WebhookKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WebhookKey")
+            .field("kid", &self.kid)
+            .field("created_ms", &self.created_ms)
+            .field("ends_ms", &self.ends_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// See the module. Methods block; each write is durable on return.
 pub trait Accounts: Send + Sync + 'static {
     /// Makes a user with a password's hash (PHC string), in one transaction; `false` where the name is taken.
     ///
@@ -48,14 +106,14 @@ pub trait Accounts: Send + Sync + 'static {
     /// As of [`Self::register`].
     fn set_password(&self, user: UserId, password: &str, now_ms: u64) -> Result<(), StoreError>;
 
-    /// Sets a user's flags (see [`User`]); `None` where there is no such user.
+    /// Sets and clears flags of a user (see [`User`]), and leaves the others; `None` where there is no such user.
     ///
     /// # Errors
     /// As of [`Self::register`].
-    fn set_flags(&self, user: UserId, flags: u32) -> Result<Option<User>, StoreError>;
+    fn change_flags(&self, user: UserId, set: u32, clear: u32) -> Result<Option<User>, StoreError>;
 
-    /// Voids all tokens of the user issued before `from_s` (Unix seconds; never moved back) and ends all its logins, in one
-    /// transaction; gives the user as it stands then.
+    /// Voids all tokens of the user issued before `from_s` (Unix seconds), and those issued at the time of the revocation before
+    /// where that was no earlier; ends all its logins, in one transaction; gives the user as it stands then.
     ///
     /// # Errors
     /// As of [`Self::register`].
@@ -97,4 +155,56 @@ pub trait Accounts: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     fn logins(&self, user: UserId) -> Result<Vec<Login>, StoreError>;
+
+    /// All memberships of a user, past ones too, by channel and joined_seq, at most `limit`. Slow: it looks at every membership of
+    /// the deployment.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn memberships_of(&self, user: UserId, limit: usize) -> Result<Vec<Membership>, StoreError>;
+
+    /// The administrators by ascending id, disabled ones too, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn administrators(&self, limit: usize) -> Result<Vec<User>, StoreError>;
+
+    /// Stores a link; ended ones go, and of those that are open the oldest, so that there are at most `open_max`.
+    ///
+    /// # Errors
+    /// As of [`Self::register`].
+    fn open_link(&self, link: &AdminLink, open_max: usize) -> Result<(), StoreError>;
+
+    /// The link of that hash, where it has not ended at `now_ms`.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn link(&self, hash: &Hash, now_ms: u64) -> Result<Option<AdminLink>, StoreError>;
+
+    /// Takes a link, in one transaction: makes `user` with that password's hash, or, where the link is for that name and an
+    /// account has it, gives that account the password and the flag, voids its tokens issued before `user.tokens_from_s` and
+    /// ends its logins. Either way the account has [`User::ADMINISTRATOR`].
+    ///
+    /// # Errors
+    /// As of [`Self::register`].
+    fn claim_link(
+        &self,
+        hash: &Hash,
+        user: &User,
+        password: &str,
+        now_ms: u64,
+    ) -> Result<Claimed, StoreError>;
+
+    /// The keys that sign webhooks, oldest first; those that have ended are among them until the next rotation.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn webhook_keys(&self) -> Result<Vec<WebhookKey>, StoreError>;
+
+    /// Puts a key in the place of the one that signs, which then ends at `ends_ms`; keys that have ended when it was made go.
+    /// Where `signing` is not the id of the key that signs now (empty: none), nothing changes and `false` is given.
+    ///
+    /// # Errors
+    /// As of [`Self::register`].
+    fn rotate_webhook_key(&self, signing: &str, key: &WebhookKey, ends_ms: u64) -> Result<bool, StoreError>;
 }

@@ -57,6 +57,8 @@ pub const CHECKS: &[Check] = &[
     ("an account is made whole or not at all", accounts::accounts_are_made_whole),
     ("a refresh secret is taken once", accounts::refresh_secrets_are_taken_once),
     ("revoking a user ends its logins", accounts::revoking_ends_logins),
+    ("a link that makes an administrator is taken once", accounts::admin_links_are_taken_once),
+    ("webhooks' keys follow each other", accounts::webhook_keys_follow_each_other),
     ("secrets are made once", metadata::secrets_are_made_once),
     ("ranges come newest first", content::ranges_come_newest_first),
     ("the highest epoch wins", content::highest_epoch_wins),

@@ -262,6 +262,8 @@ impl User {
     pub const DISABLED: u32 = 2;
     /// Is a bot.
     pub const BOT: u32 = 4;
+    /// May use the server's admin API with a token of its own.
+    pub const ADMINISTRATOR: u32 = 8;
 }
 
 /// A device of a user.

@@ -20,7 +20,7 @@ class Http:
         text = response.read()
         connection.close()
         kind = response.headers.get("content-type", "")
-        return response.status, response.headers, json.loads(text) if "json" in kind else text
+        return response.status, response.headers, json.loads(text) if kind.endswith("json") and "ndjson" not in kind else text
 
     def good(self, method, path, body=None, token=None, **headers):
         status, _, answer = self.ask(method, path, body, token, **headers)

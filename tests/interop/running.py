@@ -22,7 +22,18 @@ class RunningServer:
         self.folder = tempfile.TemporaryDirectory(prefix="fanfare-interop-")
         self.data = str(Path(self.folder.name) / "data")
         self.log_path = Path(self.folder.name) / "log"
-        self.log = self.log_path.open("wb")
+        self.log = self.log_path.open("ab")
+        self.start()
+        return self
+
+    def restart(self):
+        """Stopped, and started again on the same folder; ports and tokens of commands are others then."""
+        self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(STOP_S)
+        assert status == 0, f"the server stopped with {status}"
+        self.start()
+
+    def start(self):
         command = [self.binary, "start", "--dev", "--data", self.data]
         command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "json", *self.options]
         self.process = subprocess.Popen(
@@ -39,7 +50,6 @@ class RunningServer:
         host, port = self.admin["gateway"].rsplit(":", 1)
         self.server = Server(host, int(port), f"http://{self.admin['address']}")
         self.server.read_certificate()
-        return self
 
     def run(self, *arguments):
         """The standard output of a `fanfare` command on this server's folder."""

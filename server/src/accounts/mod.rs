@@ -2,6 +2,7 @@
 //! is replaced each time it is used; what it gives is a short-lived token bound to the device. Revoking voids, in SQL and before it
 //! is answered, the logins, the tokens and the resume secrets, and then ends the live sessions.
 
+pub mod administrators;
 pub mod password;
 pub mod throttle;
 
@@ -35,6 +36,10 @@ pub const LOGIN_TTL: Duration = Duration::from_secs(30 * 86_400);
 const GRACE: Duration = Duration::from_secs(60);
 /// What refresh tokens begin with, so that scanners of leaked secrets know them.
 const REFRESH_PREFIX: &str = "ffr1_";
+/// Attempts to sign in with one name, and within which time.
+pub const BY_NAME: (u32, Duration) = (10, Duration::from_secs(15 * 60));
+/// Attempts of one address to sign in or up, or to take a link, and within which time.
+pub const BY_ADDRESS: (u32, Duration) = (5, Duration::from_secs(20));
 /// Logins and devices of one user.
 pub const LOGINS_MAX: usize = 64;
 
@@ -90,6 +95,8 @@ pub struct Caller {
     pub user: User,
     /// The device the token is bound to, where it is.
     pub device: Option<DeviceId>,
+    /// This deployment issued the token itself.
+    pub own: bool,
 }
 
 impl Accounts {
@@ -113,8 +120,8 @@ impl Accounts {
             issuer,
             verifier,
             passwords: Passwords::new()?,
-            tries: Arc::new(Throttle::new(10 * more, Duration::from_secs(15 * 60))),
-            by_address: Arc::new(Throttle::new(5 * more, Duration::from_secs(20))),
+            tries: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
+            by_address: Arc::new(Throttle::new(BY_ADDRESS.0 * more, BY_ADDRESS.1)),
             registration_open,
         })
     }
@@ -308,7 +315,7 @@ impl Accounts {
                 return Err(Code::REVOKED);
             }
         }
-        Ok(Caller { user, device: verified.device.map(|(device, _)| device) })
+        Ok(Caller { user, device: verified.device.map(|(device, _)| device), own: verified.own })
     }
 
     /// Changes the password of a user that knows the old one: everything else it proved itself with is void.
@@ -352,9 +359,8 @@ impl Accounts {
     /// # Errors
     /// As of [`Self::revoke`].
     pub async fn set_disabled(&self, user: UserId, disabled: bool) -> Outcome {
-        let row = self.router.user(user).await?.ok_or_else(|| Failure::of(Code::NO_SUCH_USER))?;
-        let flags = if disabled { row.flags | User::DISABLED } else { row.flags & !User::DISABLED };
-        self.write(move |store| store.set_flags(user, flags)).await?;
+        let (set, clear) = if disabled { (User::DISABLED, 0) } else { (0, User::DISABLED) };
+        self.write(move |store| store.change_flags(user, set, clear)).await?;
         self.revoke(user).await
     }
 

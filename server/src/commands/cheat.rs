@@ -48,6 +48,8 @@ pub const TOPICS: &[Topic] = &[
             ("fanfare user add erin", "make a user"),
             ("fanfare user token erin --ttl 15m", "a token for a client"),
             ("fanfare user token erin | fanfare token check -", "would it be accepted, and why not"),
+            ("fanfare admin link", "a link, good once, that makes an administrator"),
+            ("fanfare user export erin > erin.ndjson", "everything the server holds about a user"),
             ("fanfare session ls --user erin", "who is connected"),
             ("fanfare session kick --user erin", "end the sessions; the client signs in again"),
             ("fanfare device ls --user erin", "where a user has signed in from"),

@@ -1,5 +1,9 @@
 //! `fanfare docs`: the pages of docs/reference, each written from the one table that the code itself uses.
 
+mod http;
+mod limits;
+mod metrics;
+
 use clap::{Arg, Command, CommandFactory};
 use fanfare_proto::Code;
 
@@ -22,6 +26,9 @@ pub fn text(page: Page) -> String {
         Page::Cli => cli(),
         Page::Config => configuration(),
         Page::Errors => errors(),
+        Page::Http => http::page(),
+        Page::Limits => limits::page(),
+        Page::Metrics => metrics::page(),
     }
 }
 
@@ -271,7 +278,15 @@ mod tests {
 
     #[test]
     fn the_reference_is_what_the_code_says() {
-        for (page, file) in [(Page::Cli, "cli"), (Page::Config, "configuration"), (Page::Errors, "errors")] {
+        let pages = [
+            (Page::Cli, "cli"),
+            (Page::Config, "configuration"),
+            (Page::Errors, "errors"),
+            (Page::Http, "http"),
+            (Page::Limits, "limits"),
+            (Page::Metrics, "metrics"),
+        ];
+        for (page, file) in pages {
             let path = root().join(format!("docs/reference/{file}.md"));
             let wanted = text(page);
             if std::env::var_os("UPDATE_DOCS").is_some() {

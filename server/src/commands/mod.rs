@@ -1,5 +1,6 @@
 //! The commands: what each asks of the running server, or does itself, and how its result is shown.
 
+mod admin;
 mod channel;
 mod cheat;
 mod completions;
@@ -90,6 +91,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Token(command) => token::run(&global, command),
         Command::Reconcile => reconcile::run(&global),
         Command::User(command) => asked(&global, |asker| user::run(asker, command)),
+        Command::Admin(command) => asked(&global, |asker| admin::run(asker, command)),
         Command::Channel(command) => asked(&global, |asker| channel::run(asker, command)),
         Command::Session(command) => asked(&global, |asker| user::sessions(asker, command)),
         Command::Device(command) => asked(&global, |asker| device::run(asker, command)),

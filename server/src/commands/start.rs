@@ -62,10 +62,11 @@ async fn serve(options: NodeOptions, output: Output, began: Instant) -> Outcome<
         _ = interrupts.recv() => return Ok(exit::INTERRUPTED),
         _ = terminations.recv() => return Ok(exit::INTERRUPTED),
     };
+    let administrator = !node.state().accounts.administrators().await?.is_empty();
     if !output.is_human() {
-        output.object("ready", ready_json(&node, began.elapsed()), String::new);
+        output.object("ready", ready_json(&node, administrator, began.elapsed()), String::new);
     } else if !output.quiet {
-        banner(&node, dev, seed, began.elapsed());
+        banner(&node, dev, administrator, seed, began.elapsed());
     }
     tracing::info!(
         gateway = %node.state().gateway,
@@ -112,11 +113,12 @@ fn loopback_only(flag: &str, address: SocketAddr) -> Outcome {
 }
 
 /// The same for programs.
-fn ready_json(node: &Node, took: Duration) -> Value {
+fn ready_json(node: &Node, administrator: bool, took: Duration) -> Value {
     let state = node.state();
     json!({
         "data": state.folder.display().to_string(),
         "dev": state.dev,
+        "administrator": administrator,
         "gateway": format!("{}:{}", state.public_host(), state.gateway.port()),
         "http": state.http.to_string(),
         "certificate_sha256": state.certificate_sha256,
@@ -125,7 +127,7 @@ fn ready_json(node: &Node, took: Duration) -> Value {
 }
 
 /// What a newcomer needs to know, on stdout.
-fn banner(node: &Node, dev: bool, seed: Seed, took: Duration) {
+fn banner(node: &Node, dev: bool, administrator: bool, seed: Seed, took: Duration) {
     let state = node.state();
     let (bold, dim, reset) =
         if color_on(&std::io::stdout()) { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
@@ -145,6 +147,9 @@ fn banner(node: &Node, dev: bool, seed: Seed, took: Duration) {
         if folder.to_string() == "./fanfare-data" { String::new() } else { format!(" --data {folder}") };
     let somebody = if seed == Seed::Demo { "alice" } else { "NAME" };
     lines.push(label("Token", &format!("fanfare user token {somebody}{elsewhere}")));
+    if !dev && !administrator {
+        lines.push(label("Admin", &format!("nobody yet: fanfare admin link{elsewhere}")));
+    }
     for hash in &state.certificate_sha256 {
         lines.push(label("Certificate", &format!("sha256 {hash}")));
     }

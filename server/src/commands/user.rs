@@ -1,5 +1,7 @@
 //! `fanfare user` and `fanfare session`.
 
+use std::io::Write as _;
+
 use serde_json::{Value, json};
 
 use super::{Asker, with_lists};
@@ -7,7 +9,7 @@ use crate::{
     admin_client::segment,
     cli::{Session, User},
     clock,
-    failure::{Outcome, exit},
+    failure::{Failure, Outcome, exit},
     output::{table, tame},
 };
 
@@ -46,6 +48,7 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
                         ("bot", flag("bot")),
                         ("full delivery", flag("full_delivery")),
                         ("disabled", flag("disabled")),
+                        ("administrator", flag("administrator")),
                     ];
                     let marks: Vec<&str> =
                         marks.iter().filter(|(_, on)| *on).map(|(mark, _)| *mark).collect();
@@ -70,6 +73,7 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
             change(&asker, &name, "password", &body, "has a new password, and is signed out everywhere")
                 .await?;
         }
+        User::Export { name } => export(&asker, &name).await?,
         User::Revoke { name } => {
             change(&asker, &name, "revoke", &json!({}), "is signed out everywhere").await?;
         }
@@ -82,6 +86,33 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
         }
     }
     Ok(exit::OK)
+}
+
+/// Writes an export as it comes; half a one is a failure.
+async fn export(asker: &Asker, name: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    let mut last = Vec::new();
+    let path = format!("/users/{}/export", segment(name));
+    let taken = asker.admin.stream(&path, |part| {
+        // The last line may come in parts.
+        let end = part.strip_suffix(b"\n").unwrap_or(part);
+        match end.iter().rposition(|byte| *byte == b'\n') {
+            Some(at) => last = part[at + 1..].to_vec(),
+            None if last.ends_with(b"\n") => last = part.to_vec(),
+            None => last.extend_from_slice(part),
+        }
+        out.write_all(part)
+    });
+    taken.await.map_err(with_lists)?;
+    out.flush()?;
+    match serde_json::from_slice::<Value>(&last) {
+        Ok(line) if line["type"] == "end" => {
+            asker.output.remark(&format!("that is all: {} messages", line["messages"]));
+            Ok(())
+        }
+        _ => Err(Failure::internal("the export broke off: its last line has not the type `end`")
+            .advise(format!("fanfare user export {name}"), "begins it anew")),
+    }
 }
 
 /// Changes what a user may prove itself with.

@@ -1,5 +1,5 @@
 //! `/admin/v1`: what commands (and load tests) ask of the running server. `Authorization: Bearer` with the token of
-//! `admin.json`; JSON both ways; ids are decimal strings; errors are problem+json. USER is a name or an id; CHANNEL
+//! `admin.json`, or an administrator's own; JSON both ways; ids are decimal strings; errors are problem+json. USER is a name or an id; CHANNEL
 //! is a name among the acting user's channels, `@name` for the direct channel with that user, or an id.
 //!
 //! ```text
@@ -11,7 +11,13 @@
 //! POST /users/USER/token                {"ttl_s"?} -> {"user","name","token","expires_unix_s","expires_at"}
 //! POST /users/USER/password              {"password"}: sets it, and signs the user out everywhere
 //! POST /users/USER/disabled              {"disabled":bool}: out everywhere and not let in, or let in again
+//! GET  /users/USER/export                everything the server holds about the user, as lines of JSON (docs/how-to/export-a-user.md)
 //! POST /users/USER/revoke                signs the user out everywhere: logins, tokens, resume secrets, sessions
+//! GET  /administrators                   {"administrators":[{"user","name",...}]}
+//! POST /administrators/links             {"name"?} -> 201 {"link","name","expires_unix_s","expires_at"}: taken once
+//! POST /administrators/dismiss           {"user":USER}: takes the flag away
+//! GET  /webhook-keys                     {"keys":[{"kid","x","signs","created_at","ends_at"}]}: public halves
+//! POST /webhook-keys/rotate              {"withdraw"?:bool} -> the same, as it stands then
 //! GET  /sessions?user=USER              {"sessions":[...]}
 //! POST /sessions/kick                   {"user":USER,"device"?:ID} -> {"user","name","ended":N}
 //! GET  /devices?user=USER               {"devices":[{"device","name","sessions","generation","seen_ms"}]}
@@ -28,6 +34,8 @@
 //! GET  /status                          {"ready","checks":[...],"version",...}
 //! POST /reconcile                       the report
 //! ```
+
+mod administrators;
 
 use std::{sync::Arc, time::Duration};
 
@@ -48,7 +56,10 @@ use fanfare_proto::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::problem::{Problem, parse};
+use super::{
+    api::export::answer,
+    problem::{Problem, parse},
+};
 use crate::{
     clock,
     node::NodeState,
@@ -75,7 +86,13 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/users/{user}/token", post(token))
         .route("/users/{user}/password", post(password))
         .route("/users/{user}/disabled", post(disabled))
+        .route("/users/{user}/export", get(export))
         .route("/users/{user}/revoke", post(revoke_all))
+        .route("/administrators", get(administrators::list))
+        .route("/administrators/links", post(administrators::open_link))
+        .route("/administrators/dismiss", post(administrators::dismiss))
+        .route("/webhook-keys", get(administrators::webhook_keys))
+        .route("/webhook-keys/rotate", post(administrators::rotate))
         .route("/sessions", get(sessions))
         .route("/sessions/kick", post(kick))
         .route("/devices", get(devices))
@@ -96,9 +113,19 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
 async fn authorized(State(node): Node, request: Request, next: Next) -> Result<Response, Problem> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    match verify_slices_are_equal(given.as_bytes(), node.admin_token.as_bytes()) {
-        Ok(()) => Ok(next.run(request).await),
-        Err(_) => Err(Problem::of(Code::ADMIN_REFUSED)),
+    if verify_slices_are_equal(given.as_bytes(), node.admin_token.as_bytes()).is_ok() {
+        return Ok(next.run(request).await);
+    }
+    // The folder's token is hexadecimal: what has dots can be a person's alone.
+    if !given.contains('.') {
+        return Err(Problem::of(Code::ADMIN_REFUSED));
+    }
+    match node.accounts.administrator(given).await {
+        Ok(_) => Ok(next.run(request).await),
+        Err(Code::ADMIN_REFUSED) => {
+            Err(Problem::new(Code::ADMIN_REFUSED, "the token is not an administrator's").status(403))
+        }
+        Err(code) => Err(code.into()),
     }
 }
 
@@ -232,6 +259,11 @@ async fn revoke_all(State(node): Node, Path(user): Path<String>) -> Answer {
     let user = node.administration.user(&user).await?;
     node.accounts.revoke(user.user).await?;
     Ok(Json(json!(user)))
+}
+
+async fn export(State(node): Node, Path(user): Path<String>) -> Result<Response, Problem> {
+    let user = node.administration.user(&user).await?;
+    Ok(answer(node.exports.begin(user.user).await?))
 }
 
 fn ttl(wish_s: Option<u64>) -> Result<Duration, Problem> {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod api;
+mod door;
 mod pages;
 mod problem;
 mod serve;
@@ -21,6 +22,17 @@ use fanfare_proto::Code;
 use http_body_util::LengthLimitError;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+pub use api::document;
+
+/// The bounds of HTTP.
+pub mod bounds {
+    pub use super::{
+        BODY_BYTES_MAX, BODY_WAIT_MAX,
+        api::{MEMBERS_PAGE, MESSAGES_MAX, RATE_BURST, RATE_WITHIN},
+        serve::{CONNECTIONS_MAX, HEAD_BYTES_MAX, HEAD_WAIT_MAX},
+    };
+}
+
 pub use pages::version_json;
 pub use problem::Problem;
 pub use serve::HttpServer;
@@ -37,6 +49,7 @@ pub fn routes(state: Arc<NodeState>) -> Router {
     let api = api::routes(&state).layer(cors(&state));
     Router::new()
         .merge(pages::routes())
+        .merge(door::routes())
         .merge(api)
         .nest("/admin/v1", admin::routes(Arc::clone(&state)))
         .fallback(|| async { Problem::not_found("no such path; / says what is here") })

@@ -125,3 +125,50 @@ impl Downlink for Answers {
         let _ = self.0.uplink.try_send(Up::Credit { gateway: GATEWAY, owner, bytes });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use fanfare_proto::ClientMessageId;
+
+    use super::*;
+
+    /// Takes what comes, and forgets who asked: no answer will come.
+    struct Silence(std::sync::OnceLock<std::sync::Weak<Shared>>);
+
+    impl Uplink for Silence {
+        fn try_send(&self, _: Up) -> Result<(), Box<Up>> {
+            Ok(())
+        }
+
+        fn send(&self, _: Up) -> Pin<Box<dyn Future<Output = Result<(), Code>> + Send + '_>> {
+            if let Some(shared) = self.0.get().and_then(std::sync::Weak::upgrade) {
+                shared.waiting.lock().clear();
+            }
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_never_comes_leaves_the_outcome_unknown() {
+        let silence = Arc::new(Silence(std::sync::OnceLock::new()));
+        let shared = Arc::new(Shared {
+            uplink: silence.clone(),
+            waiting: Mutex::new(HashMap::new()),
+            next: AtomicU32::new(1),
+        });
+        let _ = silence.0.set(Arc::downgrade(&shared));
+        let edge = Edge { shared };
+        let send = wire::Send {
+            client_message_id: ClientMessageId::new(crate::clock::now_ms(), [7; 10]).0.to_vec().into(),
+            content: Some(wire::send::Content::Message(wire::Message {
+                text: "hi".to_owned(),
+                ..wire::Message::default()
+            })),
+            ..wire::Send::default()
+        };
+        let sent = edge.send(UserId(1), DeviceId(2), ChannelId(3), &send).await;
+        assert_eq!(sent, Err(Code::OUTCOME_UNKNOWN));
+    }
+}

@@ -8,6 +8,16 @@ use tokio::task::JoinHandle;
 /// Histograms are folded that often, also when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
+const STARTED: &str = "process_start_time_seconds";
+const RESIDENT: &str = "process_resident_memory_bytes";
+
+/// What only the operating system knows: name, type, help.
+pub const PROCESS: &[(&str, &str, &str)] = &[
+    (STARTED, "gauge", "Unix time of the start"),
+    (RESIDENT, "gauge", "Memory in use"),
+    ("process_cpu_seconds_total", "counter", "User and system time"),
+];
+
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 
 /// The process's metrics.
@@ -41,17 +51,15 @@ impl Metrics {
     pub fn render(&self, started_ms: u64) -> String {
         let mut text =
             HANDLE.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default();
-        let mut gauge = |name: &str, help: &str, value: f64| {
-            text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
-        };
-        gauge("process_start_time_seconds", "Unix time of the start.", started_ms as f64 / 1000.0);
-        if let Some(bytes) = resident_bytes() {
-            gauge("process_resident_memory_bytes", "Memory in use.", bytes as f64);
-        }
-        if let Some(seconds) = cpu_seconds() {
-            let name = "process_cpu_seconds_total";
-            text +=
-                &format!("# HELP {name} User and system time.\n# TYPE {name} counter\n{name} {seconds}\n");
+        for (name, kind, help) in PROCESS {
+            let value = match *name {
+                STARTED => Some(started_ms as f64 / 1000.0),
+                RESIDENT => resident_bytes().map(|bytes| bytes as f64),
+                _ => cpu_seconds(),
+            };
+            if let Some(value) = value {
+                text += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+            }
         }
         text
     }

@@ -2,7 +2,7 @@
 //! in that order and stopped in the other.
 
 pub mod edge;
-mod metrics;
+pub(crate) mod metrics;
 pub mod stores;
 mod wiring;
 
@@ -31,10 +31,12 @@ use crate::{
     clock,
     config::{Configuration, LimitsProfile, Plain},
     echo_bot::EchoBot,
+    export::Exports,
     failure::{Failure, Outcome},
     http::{self, HttpServer},
     jwks, seed,
     token::TokenIssuer,
+    webhook_keys::WebhookKeys,
 };
 use edge::Edge;
 use metrics::Metrics;
@@ -69,6 +71,10 @@ pub struct NodeState {
     pub administration: Administration,
     /// Who signs in.
     pub accounts: Accounts,
+    /// What people take away of theirs.
+    pub exports: Exports,
+    /// Who signs webhooks.
+    pub webhook_keys: WebhookKeys,
     /// The way of requests without a connection to their owners.
     pub edge: Edge,
     /// Pages that may ask.
@@ -212,6 +218,11 @@ impl Node {
             configuration.registration_open,
             for_load,
         )?;
+        let store = stores.accounts.clone();
+        let webhook_keys = tokio::task::spawn_blocking(move || WebhookKeys::open(store)).await;
+        let webhook_keys =
+            webhook_keys.map_err(|error| Failure::internal("the webhooks' keys").why(error))??;
+        let exports = Exports::new(stores.accounts.clone(), router.admin(), for_load);
         let edge = Edge::attach(&router);
         let administration = Administration::new(stores, issuer, router.admin());
         if seed == Seed::Demo {
@@ -226,6 +237,8 @@ impl Node {
             certificate_sha256: tls.sha256,
             administration,
             accounts,
+            webhook_keys,
+            exports,
             edge,
             origins: configuration.origins.clone(),
             for_load,

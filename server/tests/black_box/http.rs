@@ -8,7 +8,7 @@ use std::{
 use crate::process::{PATIENCE, Server};
 use serde_json::Value;
 
-fn exchange(address: &str, request: &str) -> String {
+pub fn exchange(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
     stream.write_all(request.as_bytes()).expect("it reads");
@@ -17,7 +17,7 @@ fn exchange(address: &str, request: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn get(address: &str, path: &str) -> (u16, String) {
+pub fn get(address: &str, path: &str) -> (u16, String) {
     let answer =
         exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"));
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
@@ -56,6 +56,28 @@ fn health_metrics_and_discovery_need_no_token_and_everything_else_does() {
         assert_eq!(status, if path == "/nowhere" { 404 } else { 401 });
         assert!(problem["code"].as_str().is_some_and(|code| code.starts_with("FAN-")), "{problem}");
     }
+}
+
+#[test]
+fn every_metric_says_what_it_is() {
+    let server = Server::dev();
+    server.ok(&["send", "general", "hi", "--as", "bob"]);
+    server.ok(&["send", "general", "hi", "--as", "carol", "--transport", "quic"]);
+    let admin = server.admin();
+    let (_, metrics) = get(admin["address"].as_str().expect("an address"), "/metrics");
+    let mut samples = 0;
+    for line in metrics.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let of = name.strip_suffix("_sum").or(name.strip_suffix("_count")).unwrap_or(name);
+        let about = |kind: &str| {
+            let found = metrics.lines().find_map(|line| line.strip_prefix(&format!("# {kind} {of} ")));
+            found.unwrap_or_else(|| panic!("{name} has no {kind}:\n{metrics}")).trim().len()
+        };
+        assert!(about("HELP") > 5, "{name}: its help helps nobody");
+        assert!(about("TYPE") > 3, "{name}: it has no type");
+        samples += 1;
+    }
+    assert!(samples > 20, "{metrics}");
 }
 
 #[test]

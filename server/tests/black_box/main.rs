@@ -1,5 +1,7 @@
 //! The real binary from outside.
 
+mod administrators;
+mod codes;
 mod commands;
 mod http;
 mod newcomer;

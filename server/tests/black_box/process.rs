@@ -53,13 +53,18 @@ pub fn lines(stream: impl std::io::Read + Send + 'static) -> Receiver<String> {
 
 /// Waits for a line that holds `part`.
 pub fn wait_for(lines: &Receiver<String>, part: &str) -> String {
+    all_until(lines, part).pop().unwrap_or_default()
+}
+
+/// All lines up to the one that holds `part`, which is the last.
+fn all_until(lines: &Receiver<String>, part: &str) -> Vec<String> {
     let until = Instant::now() + PATIENCE;
-    let mut seen = Vec::new();
+    let mut seen: Vec<String> = Vec::new();
     while let Ok(line) = lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        if line.contains(part) {
-            return line;
-        }
         seen.push(line);
+        if seen.last().is_some_and(|line| line.contains(part)) {
+            return seen;
+        }
     }
     panic!("no line with `{part}` among {seen:#?}");
 }
@@ -68,6 +73,7 @@ pub fn wait_for(lines: &Receiver<String>, part: &str) -> String {
 pub struct Server {
     folder: TempDir,
     child: Option<Child>,
+    said: Vec<String>,
     _banner: Receiver<String>,
     log: Receiver<String>,
 }
@@ -89,8 +95,13 @@ impl Server {
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let banner = lines(child.stdout.take().expect("piped"));
         let log = lines(child.stderr.take().expect("piped"));
-        wait_for(&banner, "Ready in");
-        Self { folder, child: Some(child), _banner: banner, log }
+        let said = all_until(&banner, "Ready in");
+        Self { folder, child: Some(child), said, _banner: banner, log }
+    }
+
+    /// What it said on stdout until it was ready.
+    pub fn banner(&self) -> String {
+        self.said.join("\n")
     }
 
     /// Its data folder.

@@ -218,6 +218,12 @@ pub fn memberships_keep_stretches(stores: &Stores) {
     let expected = [row(5, 2, 1, 0), row(7, 1, 1, 4), row(7, 1, 9, 0)];
     assert_eq!(members, expected.map(|change| change.member));
     assert_eq!(stores.metadata.memberships(UserId(7)).expect("read"), [ChannelId(1)]);
+    let stretches = |limit| {
+        let found = stores.accounts.memberships_of(UserId(7), limit).expect("read");
+        found.iter().map(|one| (one.channel, one.row.joined_seq, one.row.left_seq)).collect::<Vec<_>>()
+    };
+    assert_eq!(stretches(9), [(ChannelId(1), 1, 4), (ChannelId(1), 9, 0)]);
+    assert_eq!(stretches(1), [(ChannelId(1), 1, 4)]);
     assert!(stores.metadata.members(ChannelId(2)).expect("read").is_empty());
 }
 

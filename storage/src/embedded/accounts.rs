@@ -1,17 +1,17 @@
 //! Accounts in `meta.db`.
 
-use fanfare_proto::{DeviceId, UserId};
+use fanfare_proto::{ChannelId, DeviceId, UserId};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{
     database::sql,
     sql_error::{is_conflict, of_statement},
-    sqlite::{SqliteMetadata, insert_user, unsigned, user_by_id},
+    sqlite::{SqliteMetadata, insert_user, unsigned, user_by_id, user_of},
 };
 use crate::{
-    accounts::{Accounts, Login},
+    accounts::{Accounts, AdminLink, Claimed, Login, Membership, WebhookKey},
     error::StoreError,
-    model::User,
+    model::{Hash, Member, User},
 };
 
 const COLUMNS: &str = "login, user, device, secret, before, rotated_ms, created_ms, expires_ms";
@@ -61,6 +61,82 @@ fn store_password(
         .map_err(|error| of_statement(&error))
 }
 
+fn change_flags(
+    connection: &Connection,
+    user: UserId,
+    set: u32,
+    clear: u32,
+) -> Result<Option<User>, StoreError> {
+    connection
+        .prepare_cached("UPDATE users SET flags = (flags & ~?) | ? WHERE user = ?")
+        .and_then(|mut update| update.execute((clear, set, sql(user.0))))
+        .and_then(|_| user_by_id(connection, user))
+        .map_err(|error| of_statement(&error))
+}
+
+fn revoke(connection: &Connection, user: UserId, from_s: u64) -> rusqlite::Result<()> {
+    // What was issued after a revocation of the same second bears its time: the next one has to be later.
+    connection
+        .prepare_cached("UPDATE users SET tokens_from_s = max(tokens_from_s + 1, ?) WHERE user = ?")?
+        .execute((sql(from_s), sql(user.0)))?;
+    connection.prepare_cached("DELETE FROM logins WHERE user = ?")?.execute([sql(user.0)]).map(drop)
+}
+
+fn link_of(connection: &Connection, hash: &Hash, now_ms: u64) -> rusqlite::Result<Option<AdminLink>> {
+    connection
+        .prepare_cached(
+            "SELECT name, created_ms, expires_ms FROM admin_links WHERE hash = ? AND expires_ms > ?",
+        )?
+        .query_row((&hash[..], sql(now_ms)), |row| {
+            Ok(AdminLink {
+                hash: *hash,
+                name: row.get(0)?,
+                created_ms: unsigned(row, 1)?,
+                expires_ms: unsigned(row, 2)?,
+            })
+        })
+        .optional()
+}
+
+/// The account that a link made or raised. A refusal changes nothing: each is found before the first write.
+fn claim(
+    connection: &Connection,
+    link: &AdminLink,
+    user: &User,
+    password: &str,
+    now_ms: u64,
+) -> Result<Claimed, StoreError> {
+    if !link.name.is_empty() && link.name != user.name {
+        return Ok(Claimed::NoLink);
+    }
+    let known = connection
+        .prepare_cached("SELECT user, name, flags, tokens_from_s FROM users WHERE name = ?")
+        .and_then(|mut by_name| by_name.query_row([&user.name], user_of).optional())
+        .map_err(|error| of_statement(&error))?;
+    let id = match known {
+        Some(_) if link.name.is_empty() => return Ok(Claimed::NameTaken),
+        Some(known) if known.flags & User::DISABLED != 0 => return Ok(Claimed::Disabled),
+        Some(known) => {
+            revoke(connection, known.user, user.tokens_from_s).map_err(|error| of_statement(&error))?;
+            known.user
+        }
+        None => {
+            let made = User { tokens_from_s: 0, ..user.clone() };
+            if !insert_user(connection, &made)? {
+                return Ok(Claimed::NameTaken);
+            }
+            user.user
+        }
+    };
+    store_password(connection, id, password, now_ms)?;
+    let raised = change_flags(connection, id, User::ADMINISTRATOR, 0)?;
+    connection
+        .prepare_cached("DELETE FROM admin_links WHERE hash = ?")
+        .and_then(|mut delete| delete.execute([&link.hash[..]]))
+        .map_err(|error| of_statement(&error))?;
+    Ok(raised.map_or(Claimed::NoLink, Claimed::By))
+}
+
 impl Accounts for SqliteMetadata {
     fn register(&self, user: &User, password: &str, now_ms: u64) -> Result<bool, StoreError> {
         self.write_meta(|connection| {
@@ -84,26 +160,15 @@ impl Accounts for SqliteMetadata {
         self.write_meta(|connection| store_password(connection, user, password, now_ms))
     }
 
-    fn set_flags(&self, user: UserId, flags: u32) -> Result<Option<User>, StoreError> {
-        self.write_meta(|connection| {
-            connection
-                .prepare_cached("UPDATE users SET flags = ? WHERE user = ?")
-                .and_then(|mut update| update.execute((flags, sql(user.0))))
-                .and_then(|_| user_by_id(connection, user))
-                .map_err(|error| of_statement(&error))
-        })
+    fn change_flags(&self, user: UserId, set: u32, clear: u32) -> Result<Option<User>, StoreError> {
+        self.write_meta(|connection| change_flags(connection, user, set, clear))
     }
 
     fn revoke_user(&self, user: UserId, from_s: u64) -> Result<Option<User>, StoreError> {
         self.write_meta(|connection| {
-            let revoke = || -> rusqlite::Result<Option<User>> {
-                connection
-                    .prepare_cached("UPDATE users SET tokens_from_s = max(tokens_from_s, ?) WHERE user = ?")?
-                    .execute((sql(from_s), sql(user.0)))?;
-                connection.prepare_cached("DELETE FROM logins WHERE user = ?")?.execute([sql(user.0)])?;
-                user_by_id(connection, user)
-            };
-            revoke().map_err(|error| of_statement(&error))
+            revoke(connection, user, from_s)
+                .and_then(|()| user_by_id(connection, user))
+                .map_err(|error| of_statement(&error))
         })
     }
 
@@ -182,6 +247,128 @@ impl Accounts for SqliteMetadata {
                 ))?
                 .query_map([sql(user.0)], login_of)?
                 .collect()
+        })
+    }
+
+    fn memberships_of(&self, user: UserId, limit: usize) -> Result<Vec<Membership>, StoreError> {
+        self.read_meta(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT channel, role, joined_seq, left_seq, visible_from FROM members WHERE user = ?
+                     ORDER BY channel, joined_seq LIMIT ?",
+                )?
+                .query_map((sql(user.0), i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+                    let channel = ChannelId(unsigned(row, 0)?);
+                    let row = Member {
+                        user,
+                        role: row.get(1)?,
+                        joined_seq: unsigned(row, 2)?,
+                        left_seq: unsigned(row, 3)?,
+                        visible_from: unsigned(row, 4)?,
+                    };
+                    Ok(Membership { channel, row })
+                })?
+                .collect()
+        })
+    }
+
+    fn administrators(&self, limit: usize) -> Result<Vec<User>, StoreError> {
+        self.read_meta(|connection| {
+            // The condition is the index's own, word for word, so that no user is looked at who is none.
+            connection
+                .prepare_cached(
+                    "SELECT user, name, flags, tokens_from_s FROM users WHERE flags & 8 <> 0 ORDER BY user LIMIT ?",
+                )?
+                .query_map([i64::try_from(limit).unwrap_or(i64::MAX)], user_of)?
+                .collect()
+        })
+    }
+
+    fn open_link(&self, link: &AdminLink, open_max: usize) -> Result<(), StoreError> {
+        self.write_meta(|connection| {
+            let open = || -> rusqlite::Result<()> {
+                connection
+                    .prepare_cached("DELETE FROM admin_links WHERE expires_ms <= ?")?
+                    .execute([sql(link.created_ms)])?;
+                connection
+                    .prepare_cached(
+                        "INSERT INTO admin_links (hash, name, created_ms, expires_ms) VALUES (?, ?, ?, ?)",
+                    )?
+                    .execute((&link.hash[..], &link.name, sql(link.created_ms), sql(link.expires_ms)))?;
+                connection
+                    .prepare_cached(
+                        "DELETE FROM admin_links WHERE hash NOT IN
+                         (SELECT hash FROM admin_links ORDER BY created_ms DESC, hash LIMIT ?)",
+                    )?
+                    .execute([i64::try_from(open_max).unwrap_or(i64::MAX)])
+                    .map(drop)
+            };
+            open().map_err(|error| of_statement(&error))
+        })
+    }
+
+    fn link(&self, hash: &Hash, now_ms: u64) -> Result<Option<AdminLink>, StoreError> {
+        self.read_meta(|connection| link_of(connection, hash, now_ms))
+    }
+
+    fn claim_link(
+        &self,
+        hash: &Hash,
+        user: &User,
+        password: &str,
+        now_ms: u64,
+    ) -> Result<Claimed, StoreError> {
+        self.write_meta(|connection| {
+            // Looked for under the writer: of two that come with it at once, one finds it.
+            match link_of(connection, hash, now_ms).map_err(|error| of_statement(&error))? {
+                Some(link) => claim(connection, &link, user, password, now_ms),
+                None => Ok(Claimed::NoLink),
+            }
+        })
+    }
+
+    fn webhook_keys(&self) -> Result<Vec<WebhookKey>, StoreError> {
+        self.read_meta(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT kid, pkcs8, created_ms, ends_ms FROM webhook_keys ORDER BY created_ms, kid",
+                )?
+                .query_map([], |row| {
+                    Ok(WebhookKey {
+                        kid: row.get(0)?,
+                        pkcs8: row.get(1)?,
+                        created_ms: unsigned(row, 2)?,
+                        ends_ms: unsigned(row, 3)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    fn rotate_webhook_key(&self, signing: &str, key: &WebhookKey, ends_ms: u64) -> Result<bool, StoreError> {
+        self.write_meta(|connection| {
+            let rotate = || -> rusqlite::Result<bool> {
+                let now: Option<String> = connection
+                    .prepare_cached("SELECT kid FROM webhook_keys WHERE ends_ms = 0")?
+                    .query_row([], |row| row.get(0))
+                    .optional()?;
+                if now.as_deref().unwrap_or_default() != signing {
+                    return Ok(false);
+                }
+                connection
+                    .prepare_cached("UPDATE webhook_keys SET ends_ms = ? WHERE ends_ms = 0")?
+                    .execute([sql(ends_ms)])?;
+                connection
+                    .prepare_cached("DELETE FROM webhook_keys WHERE ends_ms <= ?")?
+                    .execute([sql(key.created_ms)])?;
+                connection
+                    .prepare_cached(
+                        "INSERT INTO webhook_keys (kid, pkcs8, created_ms, ends_ms) VALUES (?, ?, ?, 0)",
+                    )?
+                    .execute((&key.kid, &key.pkcs8, sql(key.created_ms)))
+                    .map(|_| true)
+            };
+            rotate().map_err(|error| of_statement(&error))
         })
     }
 }

@@ -34,7 +34,8 @@ use crate::{
 const META_MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/meta/0001.sql"),
     include_str!("../../migrations/meta/0002.sql"),
-    include_str!("../../migrations/meta/0003.sql"),
+    include_str!("../../migrations/meta/0003-accounts.sql"),
+    include_str!("../../migrations/meta/0004-rights.sql"),
 ];
 const CURSORS_MIGRATIONS: &[&str] = &[include_str!("../../migrations/cursors/0001.sql")];
 
@@ -124,7 +125,7 @@ fn channel_of(row: &Row<'_>) -> rusqlite::Result<Channel> {
     })
 }
 
-fn user_of(row: &Row<'_>) -> rusqlite::Result<User> {
+pub(super) fn user_of(row: &Row<'_>) -> rusqlite::Result<User> {
     let user = UserId(unsigned(row, 0)?);
     Ok(User { user, name: row.get(1)?, flags: row.get(2)?, tokens_from_s: unsigned(row, 3)? })
 }

@@ -64,18 +64,19 @@ pub fn space(folder: &Path) -> Finding {
 pub fn sync(folder: &Path) -> Finding {
     let check = DoctorCheck::Sync;
     match time_syncs(folder) {
-        Ok((median, worst)) => {
-            let detail = format!("median {}, worst {} of {SYNCS} writes", millis(median), millis(worst));
-            let finding = Finding::ok(check, "disk sync", detail);
-            if median > SYNC_SLOW {
-                return finding
-                    .warning(Code::DOCTOR_SYNC, "fanfare start --data DIR   on a faster local disk");
-            }
-            finding
-        }
+        Ok((median, worst)) => synced(median, worst),
         Err(error) => Finding::ok(check, "disk sync", format!("{}: {error}", folder.display()))
             .failed(Code::DOCTOR_FOLDER, "fanfare doctor --only folder,space"),
     }
+}
+
+fn synced(median: Duration, worst: Duration) -> Finding {
+    let detail = format!("median {}, worst {} of {SYNCS} writes", millis(median), millis(worst));
+    let finding = Finding::ok(DoctorCheck::Sync, "disk sync", detail);
+    if median > SYNC_SLOW {
+        return finding.warning(Code::DOCTOR_SYNC, "fanfare start --data DIR   on a faster local disk");
+    }
+    finding
 }
 
 fn time_syncs(folder: &Path) -> io::Result<(Duration, Duration)> {
@@ -217,6 +218,7 @@ mod tests {
         assert_eq!(judged(now, 200, now + 5_000).grade, Grade::Warning);
         assert_eq!(judged(now, 200, now - 5_000).grade, Grade::Warning);
         assert_eq!(judged(0, 200, 200).grade, Grade::Failed);
+        assert_eq!(judged(0, 200, 200).code, Some(Code::DOCTOR_CLOCK));
         assert_eq!(judged(CLOCK_LATEST_MS, 0, CLOCK_LATEST_MS).grade, Grade::Failed);
     }
 
@@ -226,9 +228,18 @@ mod tests {
         assert_eq!((short.grade, short.code), (Grade::Warning, Some(Code::DOCTOR_UDP_SEND)));
         assert_eq!(short.fix.as_deref(), Some("sudo sysctl -w net.core.wmem_max=4194304"));
         assert!(short.detail.contains("wanted 4096 KiB"), "{}", short.detail);
+        let receive = buffer("UDP receive", Code::DOCTOR_UDP_RECEIVE, "rmem_max", || Ok(1), || Ok(()));
+        assert_eq!(receive.code, Some(Code::DOCTOR_UDP_RECEIVE));
         let scale = if cfg!(target_os = "linux") { 2 } else { 1 };
         let long = buffer("UDP", Code::DOCTOR_UDP_SEND, "", || Ok(DATAGRAM_BUFFER_BYTES * scale), || Ok(()));
         assert_eq!(long.grade, Grade::Ok);
+    }
+
+    #[test]
+    fn a_disk_that_is_slow_is_a_warning() {
+        let slow = synced(SYNC_SLOW * 2, SYNC_SLOW * 3);
+        assert_eq!((slow.grade, slow.code), (Grade::Warning, Some(Code::DOCTOR_SYNC)));
+        assert_eq!(synced(SYNC_SLOW / 2, SYNC_SLOW * 3).grade, Grade::Ok, "one slow write is nothing");
     }
 
     #[test]

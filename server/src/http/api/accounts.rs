@@ -146,7 +146,7 @@ struct SignIn {
 
 /// A token, and what gives the next.
 #[derive(Serialize, ToSchema)]
-struct SignedInBody {
+pub struct SignedInBody {
     user: String,
     name: String,
     device: String,

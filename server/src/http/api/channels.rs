@@ -19,9 +19,9 @@ use crate::{accounts::Caller, administration::ChannelRow, clock, http::problem::
 type Node = State<Arc<NodeState>>;
 
 /// Messages in one answer.
-const MESSAGES_MAX: u32 = 100;
+pub const MESSAGES_MAX: u32 = 100;
 /// Members in one answer.
-const MEMBERS_PAGE: usize = 1_000;
+pub const MEMBERS_PAGE: usize = 1_000;
 
 pub fn routes() -> OpenApiRouter<Arc<NodeState>> {
     OpenApiRouter::new()

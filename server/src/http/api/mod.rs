@@ -2,9 +2,12 @@
 //! in `/openapi.json`, which is made from the handlers themselves.
 
 mod accounts;
+mod administrators;
 mod amendments;
 mod channels;
+pub mod export;
 mod rights;
+mod webhooks;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -25,6 +28,8 @@ use utoipa::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
+pub use channels::{MEMBERS_PAGE, MESSAGES_MAX};
+
 use super::problem::{Problem, parse};
 use crate::{
     accounts::{Caller, throttle::Throttle},
@@ -32,8 +37,9 @@ use crate::{
 };
 
 /// Requests that one address may make at once, and so many again within [`RATE_WITHIN`].
-const RATE_BURST: u32 = 120;
-const RATE_WITHIN: Duration = Duration::from_secs(60);
+pub const RATE_BURST: u32 = 120;
+/// See [`RATE_BURST`].
+pub const RATE_WITHIN: Duration = Duration::from_secs(60);
 
 /// The address of a connection's peer, as limits take it.
 #[derive(Clone, Copy, Debug)]
@@ -85,14 +91,28 @@ struct ProblemBody {
     fix: Option<String>,
 }
 
+type Node = axum::extract::State<Arc<NodeState>>;
+type NodeRouter = OpenApiRouter<Arc<NodeState>>;
+
+fn described() -> NodeRouter {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .merge(accounts::routes())
+        .merge(administrators::routes())
+        .merge(amendments::routes())
+        .merge(channels::routes())
+        .merge(export::routes())
+        .merge(rights::routes())
+        .merge(webhooks::routes())
+}
+
+/// The document that describes all routes.
+pub fn document() -> utoipa::openapi::OpenApi {
+    described().split_for_parts().1
+}
+
 /// All routes, with the document that describes them.
 pub fn routes(state: &Arc<NodeState>) -> Router<Arc<NodeState>> {
-    let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
-        .merge(accounts::routes())
-        .merge(channels::routes())
-        .merge(rights::routes())
-        .merge(amendments::routes())
-        .split_for_parts();
+    let (router, document) = described().split_for_parts();
     let document: Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let json = HeaderValue::from_static("application/json");
     router

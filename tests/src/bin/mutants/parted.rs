@@ -97,7 +97,7 @@ impl Watched {
     }
 
     fn change(&mut self, channel: ChannelId, change: wire::MembershipChange, user: u64) -> Result<u64> {
-        let membership = wire::Membership { change: change.into(), users: vec![user], role: 0 };
+        let membership = wire::Membership { change: change.into(), users: vec![user], ..Default::default() };
         let ack = self.send(channel, wire::send::Content::Membership(membership))?;
         if ack.outcome() != wire::Outcome::Ok {
             bail!("{} cannot change the members: {}", self.who, ack.code);

@@ -1,0 +1,78 @@
+//! What the server holds about the caller, as a stream of lines.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use hyper::body::Frame;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{Node, NodeRouter, ProblemBody};
+use crate::{accounts::Caller, export::Export, http::problem::Problem};
+
+pub fn routes() -> NodeRouter {
+    OpenApiRouter::new().routes(routes!(export))
+}
+
+/// Everything the server holds about the caller
+///
+/// Lines of JSON, each with its `type`: `export`, `account`, `device`, `login`, `session`, `channel`, `message`, and at last `end`. A stream that
+/// ends without `end` broke off.
+#[utoipa::path(get, path = "/v1/export", tag = "accounts", security(("token" = [])), responses(
+    (status = 200, body = String, content_type = "application/x-ndjson"),
+    (status = 401, body = ProblemBody, content_type = "application/problem+json"),
+    (status = 429, description = "one runs already, or there were many", body = ProblemBody, content_type = "application/problem+json"),
+    (status = 503, body = ProblemBody, content_type = "application/problem+json"),
+))]
+async fn export(State(node): Node, caller: Caller) -> Result<Response, Problem> {
+    Ok(answer(node.exports.begin_own(&caller.user)?))
+}
+
+/// An export as an answer.
+pub fn answer(export: Export) -> Response {
+    let kind = HeaderValue::from_static("application/x-ndjson");
+    let name = HeaderValue::from_static("attachment; filename=\"export.ndjson\"");
+    let headers = [(header::CONTENT_TYPE, kind), (header::CONTENT_DISPOSITION, name)];
+    (headers, Body::new(Stream { export, whole: false })).into_response()
+}
+
+struct Stream {
+    export: Export,
+    whole: bool,
+}
+
+impl hyper::body::Body for Stream {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.whole {
+            return Poll::Ready(None);
+        }
+        self.export.chunks.poll_recv(context).map(|chunk| match chunk {
+            Some(Some(chunk)) => Some(Ok(Frame::data(chunk))),
+            Some(None) => {
+                self.whole = true;
+                None
+            }
+            // The connection breaks off, so that nobody takes a part for the whole.
+            None => Some(Err(io::Error::other("the export broke off"))),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.whole
+    }
+}
