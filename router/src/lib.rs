@@ -59,10 +59,11 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-pub use admin::{Admin, ChannelSummary, MemberSummary, SessionSummary, ShardCounts, Status};
+pub use admin::{Admin, BLOCKS_MAX, ChannelSummary, MemberSummary, SessionSummary, ShardCounts, Status};
 pub use context::{Clock, Fatal, RouterConfig};
 use context::{Context, Inbox};
 use event::Event;
+pub use marks::MARKS_MAX;
 pub use meter::describe as describe_metrics;
 
 /// Where a router keeps things.

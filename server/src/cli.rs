@@ -358,7 +358,7 @@ pub struct Mark {
     /// A name, or an id
     pub channel: String,
     /// Whom: a name or an id
-    pub user: String,
+    pub whom: String,
     /// For how long (default: until it is lifted)
     #[arg(long = "for", value_parser = parse_duration, value_name = "TIME", conflicts_with = "lift")]
     pub time: Option<Duration>,

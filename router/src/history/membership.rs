@@ -562,7 +562,10 @@ mod tests {
     fn log() -> Vec<Frame> {
         let change = |seq, change: wire::MembershipChange, user: UserId| {
             let users = vec![user.0];
-            entry(seq, Content::Membership(wire::Membership { change: change.into(), users, role: 1, until_ms: 0 }))
+            entry(
+                seq,
+                Content::Membership(wire::Membership { change: change.into(), users, role: 1, until_ms: 0 }),
+            )
         };
         vec![
             change(1, wire::MembershipChange::Joined, OWNER),

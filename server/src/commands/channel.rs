@@ -84,7 +84,7 @@ async fn set_mark(asker: &Asker, kind: &str, mark: &Mark) -> Outcome {
     let body = json!({
         "channel": mark.channel,
         "as": asker.actor(&mark.actor)?,
-        "user": mark.user,
+        "user": mark.whom,
         "kind": kind,
         "stands": !mark.lift,
         "until_ms": until_ms,

@@ -29,13 +29,13 @@ pub mod bounds {
     pub use super::{
         BODY_BYTES_MAX, BODY_WAIT_MAX,
         api::{MEMBERS_PAGE, MESSAGES_MAX, RATE_BURST, RATE_WITHIN},
-        serve::{CONNECTIONS_MAX, HEAD_BYTES_MAX, HEAD_WAIT_MAX},
+        serve::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS, HEAD_BYTES_MAX, HEAD_WAIT_MAX, READ_WAIT_MAX},
     };
 }
 
 pub use pages::version_json;
 pub use problem::Problem;
-pub use serve::HttpServer;
+pub use serve::{HttpServer, describe_metrics};
 
 use crate::node::NodeState;
 

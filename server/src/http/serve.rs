@@ -42,6 +42,14 @@ pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How long answers under way may take when the server stops.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Says what the HTTP side's metrics mean.
+pub fn describe_metrics() {
+    metrics::describe_counter!(
+        "fanfare_http_shed_total",
+        "Connections closed at once: their address had too many"
+    );
+}
+
 /// The running HTTP side.
 #[derive(Debug)]
 pub struct HttpServer {
@@ -56,10 +64,7 @@ impl HttpServer {
     /// # Errors
     /// The socket has no address.
     pub fn start(listener: TcpListener, routes: Router) -> io::Result<Self> {
-        metrics::describe_counter!(
-            "fanfare_http_shed_total",
-            "Connections closed at once: their address had too many"
-        );
+        describe_metrics();
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let task = tokio::spawn(accept(listener, routes, stop.clone()));
