@@ -314,6 +314,13 @@ impl Client {
         Channel::new(self.clone(), channel)
     }
 
+    /// The group of that name among the channels known so far (all, once [`Event::Synced`](crate::Event::Synced) has come); the one with the newest
+    /// activity where several have it.
+    pub fn channel_named(&self, name: &str) -> Option<Channel> {
+        let found = self.channels().into_iter().find(|state| state.name == name)?;
+        Some(self.channel(ChannelId(found.channel)))
+    }
+
     /// Sends one entry: queued at once, repeated until its outcome is known. With a store that lasts it is flushed to it when this
     /// returns, which takes the time of one flush; the sends of a channel are committed in the order of the calls.
     pub fn send(&self, channel: ChannelId, content: Content) -> SendHandle {

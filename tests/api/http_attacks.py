@@ -195,7 +195,8 @@ def odd_requests(running):
     dots += ("/v1/../admin/v1/users", "/v1/%2e%2e/admin/v1/users", "//admin/v1/users", "/./livez", "/livez/", "/livez/..", "/livez;x=1")
     dots += ("/LIVEZ", "/livez%00", "/livez%2f", "/v1%2faccount", "/.git/config", "/admin/v1/users/..%2f..%2f", "/admin/v1%2fusers")
     for target in dots:
-        wanted[line(target)] = (400, 401, 404)
+        # 403: who is known and no administrator.
+        wanted[line(target)] = (400, 401, 403, 404)
     for word in ("%2e%2e", "..", "%2f", "1%2f..%2fx", "%00", "1%00", "%ff%fe", "%c0%af", "%", "%zz", "%u0031", "+1", "01", "1.0", "1e3", "0x1", "٣".encode().decode("latin1")):
         wanted[line(f"/v1/channels/{word}")] = (400, 404)
         wanted[line(f"/v1/channels/{word}/messages")] = (400, 404)
@@ -207,7 +208,7 @@ def odd_requests(running):
     # Injection where a value might come back in a header or a page.
     inject = "%0d%0aX-Injected:%20yes%0d%0a%0d%0a<script>alert(1)</script>"
     for target in (f"/{inject}", f"/v1/channels/{inject}", f"/v1/channels/1/messages?before={inject}", f"/admin/v1/users/{inject}"):
-        wanted[line(target, more=f"Origin: http://{inject}\r\n")] = (400, 401, 404)
+        wanted[line(target, more=f"Origin: http://{inject}\r\n")] = (400, 401, 403, 404)
     wanted[line("/livez", more="Origin: http://127.0.0.1\x01\r\n")] = (200, 400)
     # Headers: too many, too long, not UTF-8.
     wanted[line("/livez", more="".join(f"X-{n}: 1\r\n" for n in range(120)))] = (431,)

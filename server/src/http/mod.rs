@@ -35,7 +35,7 @@ pub mod bounds {
 
 pub use pages::version_json;
 pub use problem::Problem;
-pub use serve::{HttpServer, describe_metrics};
+pub use serve::{HttpServer, describe_metrics, listen};
 
 use crate::node::NodeState;
 

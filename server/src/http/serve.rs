@@ -20,7 +20,7 @@ use hyper_util::{
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::{Instant, Sleep},
@@ -29,6 +29,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::api::Peer;
 
+/// Connections that the kernel keeps until they are accepted. With the 128 of a plain bind a crowd of one address makes
+/// others wait a second for their next try.
+const BACKLOG: u32 = 4_096;
 /// Connections at once; more wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 512;
 /// Of one address, so that none takes all places; more are closed at once.
@@ -48,6 +51,18 @@ pub fn describe_metrics() {
         "fanfare_http_shed_total",
         "Connections closed at once: their address had too many"
     );
+}
+
+/// Binds an address.
+///
+/// # Errors
+/// Of the system.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait for the connections of the last run; another listener is still refused.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The running HTTP side.

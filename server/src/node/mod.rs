@@ -20,7 +20,6 @@ use fanfare_gateway::TlsSource;
 use fanfare_proto::Code;
 use fanfare_router::Status as RouterStatus;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
 use crate::{
     accounts::Accounts,
@@ -196,8 +195,7 @@ impl Node {
         let resume = stores::random_secret(stores.metadata.as_ref(), "resume")?;
         let resets = stores::random_secret(stores.metadata.as_ref(), "resets")?;
 
-        let listener = TcpListener::bind(configuration.http)
-            .await
+        let listener = http::listen(configuration.http)
             .map_err(|error| listen_failed("HTTP", "--http", configuration.http, &error))?;
         let tls = Tls::of(&configuration, started_ms)?;
 

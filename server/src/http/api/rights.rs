@@ -32,6 +32,8 @@ type Wrote = Result<(StatusCode, Json<Written>), Problem>;
 
 /// Marks in one answer.
 const MARKS_PAGE: usize = 1_000;
+/// All marks there can be.
+const SKIP_MAX: usize = MarkKind::ALL.len() * fanfare_router::MARKS_MAX;
 
 pub fn routes() -> OpenApiRouter<Arc<NodeState>> {
     OpenApiRouter::new()
@@ -255,6 +257,10 @@ async fn marks(
     Ids([channel]): Ids<1>,
     Asked(asked): Asked<MarksAsked>,
 ) -> Answer<MarksBody> {
+    let skip = asked.skip.unwrap_or(0);
+    if skip > SKIP_MAX {
+        return Err(Problem::new(Code::BAD_FIELD, format!("`skip` is at most {SKIP_MAX}")));
+    }
     let rows = node.administration.marks(caller.user.user, ChannelId(channel)).await?;
     let total = rows.len();
     let body = |row: crate::administration::MarkRow| MarkBody {
@@ -264,7 +270,7 @@ async fn marks(
         until: (row.mark.until_ms > 0).then(|| clock::rfc3339(row.mark.until_ms)),
         seq: row.mark.seq,
     };
-    let marks = rows.into_iter().skip(asked.skip.unwrap_or(0)).take(MARKS_PAGE).map(body).collect();
+    let marks = rows.into_iter().skip(skip).take(MARKS_PAGE).map(body).collect();
     Ok(Json(MarksBody { marks, total }))
 }
 
