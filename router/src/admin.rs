@@ -66,8 +66,6 @@ pub struct ChannelSummary {
     pub row: Channel,
     /// Members in all.
     pub members_total: usize,
-    /// What stands for or against users, by kind and user.
-    pub marks: Vec<Mark>,
     /// Those asked for, by user.
     pub members: Vec<MemberSummary>,
     /// Sessions that listen.
@@ -278,6 +276,16 @@ impl Admin {
     ) -> Result<Option<ChannelSummary>, Code> {
         let shard = self.context()?.shard_of(channel.shard());
         self.ask(shard, |reply| Event::Touch(channel, Touch::Describe(user, reply))).await
+    }
+
+    /// The user's role in a channel (`wire::Role`, 0: no member), and what stands for or against users there, by kind and
+    /// user; `None` where there is no channel.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn marks(&self, channel: ChannelId, user: UserId) -> Result<Option<(u8, Vec<Mark>)>, Code> {
+        let shard = self.context()?.shard_of(channel.shard());
+        self.ask(shard, |reply| Event::Touch(channel, Touch::Marks(user, reply))).await
     }
 
     /// Makes a group whose owner is `owner`, as OPEN would; the same client message id gives the same group.

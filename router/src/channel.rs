@@ -236,6 +236,7 @@ impl Channel {
     /// Forgets what is old.
     pub fn sweep(&mut self, now: Instant, desk: &Desk) {
         self.repeats.expire(desk.context.now_ms());
+        self.marks.expire(desk.context.now_ms());
         self.typed.retain(|_, typed| now.duration_since(*typed) < serve::TYPING_EVERY);
     }
 
@@ -260,9 +261,11 @@ impl Channel {
             Touch::Delivered(user, seq) => self.delivered(desk, user, seq),
             Touch::Opened(origin, request) => self.answer_open(desk, &origin, request),
             Touch::Snapshot(reply) => drop(reply.send(Some(self.snapshot(desk)))),
-            Touch::Describe(user, reply) => {
-                drop(reply.send(Some(self.describe(user, desk.context.now_ms()))))
+            Touch::Marks(user, reply) => {
+                let role = self.members.get(user).map_or(0, |standing| standing.role);
+                let _ = reply.send(Some((role, self.marks.list(desk.context.now_ms()))));
             }
+            Touch::Describe(user, reply) => drop(reply.send(Some(self.describe(user)))),
             Touch::Blocked { user, stands, reply } => {
                 self.set_blocked(user, stands);
                 let _ = reply.send(());

@@ -8,7 +8,7 @@ use fanfare_proto::{
     link::{Downlink, GatewayId, Origin, Up},
     wire,
 };
-use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow, User};
+use fanfare_storage::model::{DevicePosition, ListChange, Mark, OutboxRow, User};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -107,6 +107,8 @@ pub enum Touch {
         /// Once it counts.
         reply: oneshot::Sender<()>,
     },
+    /// The role of that user (0: no member), and what stands for or against users.
+    Marks(UserId, oneshot::Sender<Option<(u8, Vec<Mark>)>>),
     /// For people.
     Describe(Option<UserId>, oneshot::Sender<Option<ChannelSummary>>),
 }

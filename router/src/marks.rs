@@ -41,6 +41,15 @@ impl Marks {
         all
     }
 
+    /// Forgets those whose time is over.
+    pub fn expire(&mut self, now_ms: u64) {
+        self.of.retain(|_, mark| mark.until_ms == 0 || mark.until_ms > now_ms);
+        self.by_kind = Default::default();
+        for mark in self.of.values() {
+            self.by_kind[mark.kind as usize - 1] += 1;
+        }
+    }
+
     /// As committed.
     pub fn apply(&mut self, change: &MarkChange) {
         if change.stands {
@@ -82,5 +91,9 @@ mod tests {
         marks.apply(&change(1, MarkKind::Banned, 0, false));
         marks.apply(&change(1, MarkKind::Banned, 0, false));
         assert!(!marks.is_full(MarkKind::Banned, MARKS_MAX));
+        marks.expire(59);
+        assert!(marks.is_full(MarkKind::Muted, MARKS_MAX));
+        marks.expire(60);
+        assert!(!marks.is_full(MarkKind::Muted, MARKS_MAX) && marks.list(0).is_empty());
     }
 }

@@ -656,6 +656,7 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         }
         Touch::Snapshot(reply) => drop(reply.send(None)),
         Touch::Describe(_, reply) => drop(reply.send(None)),
+        Touch::Marks(_, reply) => drop(reply.send(None)),
         // What is read anew from SQL knows it already.
         Touch::Blocked { reply, .. } => drop(reply.send(())),
         Touch::Unsubscribe(_) | Touch::Delivered(..) => {}

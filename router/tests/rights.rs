@@ -165,10 +165,11 @@ async fn a_door_opens_by_invitation_or_by_request() {
     drop((owner, member, one, two));
     let mut house = house.restart().await;
     let mut owner = house.session(users[0], 1).await;
-    let marks = house.router().admin().describe(channel, None).await.unwrap().unwrap().marks;
+    let (role, marks) = house.router().admin().marks(channel, users[0]).await.unwrap().unwrap();
+    assert_eq!(role, 3);
     assert_eq!(marks.iter().map(|mark| mark.user).collect::<Vec<_>>(), [users[3]]);
     assert_eq!(change(&mut owner, channel, Change::Joined, &[users[3]]).await, Ok(()));
-    assert!(house.router().admin().describe(channel, None).await.unwrap().unwrap().marks.is_empty());
+    assert!(house.router().admin().marks(channel, users[0]).await.unwrap().unwrap().1.is_empty());
     let mut two = house.session(users[3], 1).await;
     assert!(ack(&mut two, channel, text("thank you")).await.is_ok());
     // A second request, turned down.

@@ -300,25 +300,32 @@ impl Administration {
         Ok((rows, summary.members_total))
     }
 
-    /// Who is muted, banned, invited, or asked to join, by kind and user above `after`, at most `limit`.
+    /// Who is muted, banned, invited, or asked to join, by kind and user, `limit` of them behind the first `skip`; and how
+    /// many there are.
     ///
     /// # Errors
     /// NOT_A_MEMBER, FORBIDDEN below admin, and of the router.
-    pub async fn marks(&self, user: UserId, channel: ChannelId) -> Outcome<Vec<MarkRow>> {
-        let summary = self.router.describe(channel, Some(user)).await?.ok_or(Code::NOT_A_MEMBER)?;
-        let role = summary.state.map_or(0, |state| state.role);
+    pub async fn marks(
+        &self,
+        user: UserId,
+        channel: ChannelId,
+        skip: usize,
+        limit: usize,
+    ) -> Outcome<(Vec<MarkRow>, usize)> {
+        let (role, marks) = self.router.marks(channel, user).await?.ok_or(Code::NOT_A_MEMBER)?;
         if role == 0 {
             return Err(Failure::of(Code::NOT_A_MEMBER));
         }
-        if role < Role::Admin as i32 {
+        if i32::from(role) < Role::Admin as i32 {
             return Err(Failure::of(Code::FORBIDDEN));
         }
         let mut names = Names::new(&self.router);
-        let mut rows = Vec::with_capacity(summary.marks.len());
-        for mark in summary.marks {
+        let total = marks.len();
+        let mut rows = Vec::new();
+        for mark in marks.into_iter().skip(skip).take(limit) {
             rows.push(MarkRow { mark, name: names.of(mark.user).await? });
         }
-        Ok(rows)
+        Ok((rows, total))
     }
 
     /// Channels that the user is invited to, with their names.
@@ -337,14 +344,15 @@ impl Administration {
         Ok(self.router.block(user, other, stands).await?)
     }
 
-    /// Whom the user blocks, with their names.
+    /// Whom the user blocks, by ascending id above `after`, with their names, at most `limit`.
     ///
     /// # Errors
     /// Of the router.
-    pub async fn blocks(&self, user: UserId) -> Outcome<Vec<(UserId, String)>> {
+    pub async fn blocks(&self, user: UserId, after: UserId, limit: usize) -> Outcome<Vec<(UserId, String)>> {
         let mut names = Names::new(&self.router);
         let mut rows = Vec::new();
-        for other in self.router.blocks(user).await? {
+        let others = self.router.blocks(user).await?;
+        for other in others.into_iter().filter(|other| *other > after).take(limit) {
             rows.push((other, names.of(other).await?));
         }
         Ok(rows)

@@ -256,7 +256,7 @@ impl Channel {
     }
 
     /// For people.
-    pub(super) fn describe(&self, user: Option<UserId>, now_ms: u64) -> ChannelSummary {
+    pub(super) fn describe(&self, user: Option<UserId>) -> ChannelSummary {
         let mut members: Vec<MemberSummary> = self
             .members
             .iter()
@@ -273,7 +273,6 @@ impl Channel {
         ChannelSummary {
             row: self.row.clone(),
             members_total: self.members.len(),
-            marks: self.marks.list(now_ms),
             members,
             sessions: self.audience.len(),
             state: user.map(|user| self.state_for(user, self.row.head)),

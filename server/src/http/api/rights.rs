@@ -32,6 +32,8 @@ type Wrote = Result<(StatusCode, Json<Written>), Problem>;
 
 /// Marks in one answer.
 const MARKS_PAGE: usize = 1_000;
+/// Blocks in one answer.
+const BLOCKS_PAGE: usize = 1_000;
 /// All marks there can be.
 const SKIP_MAX: usize = MarkKind::ALL.len() * fanfare_router::MARKS_MAX;
 
@@ -261,8 +263,8 @@ async fn marks(
     if skip > SKIP_MAX {
         return Err(Problem::new(Code::BAD_FIELD, format!("`skip` is at most {SKIP_MAX}")));
     }
-    let rows = node.administration.marks(caller.user.user, ChannelId(channel)).await?;
-    let total = rows.len();
+    let (user, channel) = (caller.user.user, ChannelId(channel));
+    let (rows, total) = node.administration.marks(user, channel, skip, MARKS_PAGE).await?;
     let body = |row: crate::administration::MarkRow| MarkBody {
         kind: name_of(row.mark.kind).to_owned(),
         user: row.mark.user.to_string(),
@@ -270,8 +272,7 @@ async fn marks(
         until: (row.mark.until_ms > 0).then(|| clock::rfc3339(row.mark.until_ms)),
         seq: row.mark.seq,
     };
-    let marks = rows.into_iter().skip(skip).take(MARKS_PAGE).map(body).collect();
-    Ok(Json(MarksBody { marks, total }))
+    Ok(Json(MarksBody { marks: rows.into_iter().map(body).collect(), total }))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -362,8 +363,10 @@ async fn invitations(State(node): Node, caller: Caller) -> Answer<InvitationsBod
 
 #[derive(Serialize, ToSchema)]
 struct BlocksBody {
-    /// By ascending id.
+    /// By ascending id, at most 1,000.
     blocks: Vec<BlockBody>,
+    /// Ask on with this as `after`; null where these were the last.
+    next: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -372,13 +375,27 @@ struct BlockBody {
     name: String,
 }
 
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct BlocksAsked {
+    /// Users with an id above this one.
+    #[param(value_type = Option<String>, pattern = "^[1-9][0-9]{0,18}$")]
+    after: Option<String>,
+}
+
 /// Whom you take no direct messages from
-#[utoipa::path(get, path = "/v1/blocks", tag = "accounts", security(("token" = [])),
+#[utoipa::path(get, path = "/v1/blocks", tag = "accounts", security(("token" = [])), params(BlocksAsked),
     responses((status = 200, body = BlocksBody), Refusals))]
-async fn blocks(State(node): Node, caller: Caller) -> Answer<BlocksBody> {
-    let rows = node.administration.blocks(caller.user.user).await?;
+async fn blocks(State(node): Node, caller: Caller, Asked(asked): Asked<BlocksAsked>) -> Answer<BlocksBody> {
+    let after = match &asked.after {
+        Some(after) => id(after).ok_or_else(|| Problem::new(Code::BAD_FIELD, "`after` is not an id"))?,
+        None => 0,
+    };
+    let rows = node.administration.blocks(caller.user.user, UserId(after), BLOCKS_PAGE).await?;
+    let next = (rows.len() == BLOCKS_PAGE).then(|| rows.last().map(|(user, _)| user.to_string())).flatten();
     let body = |(user, name): (UserId, String)| BlockBody { user: user.to_string(), name };
-    Ok(Json(BlocksBody { blocks: rows.into_iter().map(body).collect() }))
+    Ok(Json(BlocksBody { blocks: rows.into_iter().map(body).collect(), next }))
 }
 
 /// Take no direct messages from a user any more
