@@ -1,6 +1,10 @@
 //! How often something may be tried, per key: an account's name, an address, a user.
 
-use std::{hash::Hash, num::NonZeroU32, time::Duration};
+use std::{
+    hash::Hash,
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
 
 use governor::{
     Quota, RateLimiter,
@@ -8,14 +12,18 @@ use governor::{
     middleware::StateInformationMiddleware,
     state::keyed::DefaultKeyedStateStore,
 };
+use parking_lot::Mutex;
 
 /// Keys remembered at most; a flood of new ones beyond that is refused until old ones are forgotten.
 const KEYS_MAX: usize = 100_000;
+/// Looking for old ones walks through all: that often at most, or the flood would pay for each try with a walk of ours.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// A token bucket per key.
 pub struct Throttle<K: Clone + Hash + Eq> {
     limiter: RateLimiter<K, DefaultKeyedStateStore<K>, DefaultClock, StateInformationMiddleware>,
     clock: DefaultClock,
+    swept: Mutex<Option<Instant>>,
 }
 
 impl<K: Clone + Hash + Eq> std::fmt::Debug for Throttle<K> {
@@ -30,7 +38,8 @@ impl<K: Clone + Hash + Eq> Throttle<K> {
         let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
         let every = (within / burst.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(every).unwrap_or(Quota::per_second(burst)).allow_burst(burst);
-        Self { limiter: RateLimiter::keyed(quota).with_middleware(), clock: DefaultClock::default() }
+        let limiter = RateLimiter::keyed(quota).with_middleware();
+        Self { limiter, clock: DefaultClock::default(), swept: Mutex::new(None) }
     }
 
     /// Takes one try; gives how many are left.
@@ -39,11 +48,10 @@ impl<K: Clone + Hash + Eq> Throttle<K> {
     /// How long to wait for the next.
     pub fn take(&self, key: &K) -> Result<u32, Duration> {
         if self.limiter.len() >= KEYS_MAX {
-            self.limiter.retain_recent();
+            self.sweep();
             if self.limiter.len() >= KEYS_MAX {
-                return Err(Duration::from_secs(1));
+                return Err(SWEEP_EVERY);
             }
-            self.limiter.shrink_to_fit();
         }
         match self.limiter.check_key(key) {
             Ok(state) => Ok(state.remaining_burst_capacity()),
@@ -52,9 +60,35 @@ impl<K: Clone + Hash + Eq> Throttle<K> {
     }
 }
 
+impl<K: Clone + Hash + Eq> Throttle<K> {
+    fn sweep(&self) {
+        let mut swept = self.swept.lock();
+        if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
+            self.limiter.retain_recent();
+            self.limiter.shrink_to_fit();
+            *swept = Some(Instant::now());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_of_keys_is_refused_and_forgotten_in_time() {
+        let throttle = Throttle::new(1, Duration::from_millis(200));
+        for key in 0..KEYS_MAX {
+            assert!(throttle.take(&key).is_ok());
+        }
+        // A walk has to be due for old keys to go.
+        let until = Instant::now() + Duration::from_secs(10);
+        while throttle.take(&KEYS_MAX).is_err() {
+            assert!(Instant::now() < until, "old keys are never forgotten");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(throttle.limiter.len() < KEYS_MAX);
+    }
 
     #[test]
     fn a_key_has_its_burst_and_others_have_theirs() {
