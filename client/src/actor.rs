@@ -583,7 +583,11 @@ impl Actor {
         if state.role == Role::None as i32 {
             let is_known = self.shared.channels.lock().contains_key(&channel);
             match (is_known, state.invited) {
-                (true, _) => self.left(channel),
+                (true, false) => self.left(channel),
+                (true, true) => {
+                    self.left(channel);
+                    self.tell(Event::Invited { channel, name: state.name });
+                }
                 (false, true) => self.tell(Event::Invited { channel, name: state.name }),
                 (false, false) => self.tell(Event::InvitationOver(channel)),
             }

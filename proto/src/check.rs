@@ -443,6 +443,10 @@ fn membership(membership: &wire::Membership) -> Result<(), Code> {
     use wire::{MembershipChange as Change, Role};
     ids(&membership.users, limits::MEMBERS_PER_ENTRY_MAX)?;
     let role = Role::try_from(membership.role).map_err(|_| Code::BAD_FIELD)?;
+    let change = Change::try_from(membership.change).map_err(|_| Code::BAD_FIELD)?;
+    // What means nothing would stand in the entry for ever, shown to all.
+    require(membership.until_ms == 0 || matches!(change, Change::Banned | Change::Muted))?;
+    require(role == Role::None || matches!(change, Change::Joined | Change::RoleChanged))?;
     match Change::try_from(membership.change) {
         Ok(Change::Joined | Change::Removed | Change::Invited | Change::Unbanned | Change::Unmuted) => {
             require(!membership.users.is_empty())

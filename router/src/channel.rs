@@ -155,7 +155,7 @@ impl Channel {
         }
         context.tail_bytes.fetch_add(tail.bytes(), std::sync::atomic::Ordering::Relaxed);
         let mut channel = Self::new(row, members, Cursors::of_rows(cursors), tail, repeats);
-        channel.marks = Marks::of_rows(&loaded.marks);
+        channel.marks = Marks::of_rows(&loaded.marks, desk.context.now_ms());
         channel.blocks = loaded.blocks;
         channel
     }
@@ -263,7 +263,9 @@ impl Channel {
             Touch::Snapshot(reply) => drop(reply.send(Some(self.snapshot(desk)))),
             Touch::Marks(user, reply) => {
                 let role = self.members.get(user).map_or(0, |standing| standing.role);
-                let _ = reply.send(Some((role, self.marks.list(desk.context.now_ms()))));
+                let may_see = role >= crate::members::role::ADMIN;
+                let marks = if may_see { self.marks.list(desk.context.now_ms()) } else { Vec::new() };
+                let _ = reply.send(Some((role, marks)));
             }
             Touch::Describe(user, reply) => drop(reply.send(Some(self.describe(user)))),
             Touch::Blocked { user, stands, reply } => {

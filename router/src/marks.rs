@@ -16,10 +16,12 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// From the stored rows.
-    pub fn of_rows(rows: &[Mark]) -> Self {
+    /// From the stored rows, without those whose time is over.
+    pub fn of_rows(rows: &[Mark], now_ms: u64) -> Self {
         let mut marks = Self::default();
-        rows.iter().for_each(|mark| marks.set(*mark));
+        rows.iter()
+            .filter(|mark| mark.until_ms == 0 || mark.until_ms > now_ms)
+            .for_each(|mark| marks.set(*mark));
         marks
     }
 

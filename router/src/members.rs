@@ -103,6 +103,14 @@ impl Members {
         }
     }
 
+    /// Whether a member may see that entry.
+    pub fn sees(&self, user: UserId, seq: u64) -> bool {
+        let past = || {
+            self.past.get(&user).into_iter().flatten().any(|(first, last)| (*first..=*last).contains(&seq))
+        };
+        self.current.get(&user).is_some_and(|standing| seq >= standing.visible_from || past())
+    }
+
     /// What a member may see, over all stretches of membership; `None` for others.
     pub fn visible(&self, user: UserId) -> Option<Visible> {
         let standing = self.current.get(&user)?;
@@ -134,7 +142,9 @@ mod tests {
         members.join(user, role::MEMBER, 10, 10);
         assert_eq!(members.visible(user).unwrap().as_slice(), [(3, 7), (10, u64::MAX)]);
         assert_eq!(members.owners(), 0);
+        assert_eq!([2, 3, 7, 8, 10].map(|seq| members.sees(user, seq)), [false, true, true, false, true]);
         members.leave(user, 12);
+        assert!(!members.sees(user, 3), "who is out sees nothing");
         members.join(user, role::MEMBER, 13, 1);
         assert_eq!(members.visible(user).unwrap().as_slice(), [(1, u64::MAX)]);
     }

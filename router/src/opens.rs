@@ -233,6 +233,23 @@ impl Shard {
                 if self.desk.context.draining.load(std::sync::atomic::Ordering::Relaxed) {
                     return waiting.iter().for_each(|ask| self.refuse_open(ask, Code::RETRY_LATER));
                 }
+                if let Subject::Pair(low, _) = subject {
+                    let takes_none = |user: UserId| {
+                        let late = blocked.iter().find(|(one, _)| *one == user).map(|(_, stands)| *stands);
+                        late.unwrap_or(if user == low { blocks.0 } else { blocks.1 })
+                    };
+                    waiting.retain(|ask| {
+                        let OpenTarget::Direct(peer) = &ask.target else { return true };
+                        let is_blocked = takes_none(*peer);
+                        if is_blocked {
+                            self.refuse_open(ask, Code::BLOCKED);
+                        }
+                        !is_blocked
+                    });
+                    if waiting.is_empty() {
+                        return;
+                    }
+                }
                 let first = waiting.remove(0);
                 let channel = self.make(first);
                 if let Some(Slot::Ready(made)) = self.channels.get_mut(&channel) {

@@ -656,9 +656,13 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         }
         Touch::Snapshot(reply) => drop(reply.send(None)),
         Touch::Describe(_, reply) => drop(reply.send(None)),
-        Touch::Marks(_, reply) => drop(reply.send(None)),
-        // What is read anew from SQL knows it already.
-        Touch::Blocked { reply, .. } => drop(reply.send(())),
+        Touch::Marks(_, reply) if code == Code::NOT_A_MEMBER => drop(reply.send(None)),
+        // The caller is told to try again.
+        Touch::Marks(..) => {}
+        // There is no such channel any more, or it is not there now: what is read anew from SQL knows it, what is being read may
+        // not, and the caller is told to try again.
+        Touch::Blocked { reply, .. } if code == Code::NOT_A_MEMBER => drop(reply.send(())),
+        Touch::Blocked { .. } => {}
         Touch::Unsubscribe(_) | Touch::Delivered(..) => {}
     }
 }

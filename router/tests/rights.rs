@@ -209,7 +209,8 @@ async fn a_block_has_a_direction_and_counts_at_once() {
     let admin = house.router().admin();
     // Before there is a channel.
     admin.block(one, other, true).await.unwrap();
-    let channel = admin.open_direct(other, one, support::new_id()).await.unwrap();
+    assert_eq!(admin.open_direct(other, one, support::new_id()).await, Err(Code::BLOCKED));
+    let channel = admin.open_direct(one, other, support::new_id()).await.unwrap();
     let group = house.group(one, &[other]).await;
     let (mut by_one, mut by_other) = (house.session(one, 1).await, house.session(other, 1).await);
     assert_eq!(ack(&mut by_other, channel, text("hello?")).await, Err(Code::BLOCKED));

@@ -211,7 +211,7 @@ impl Exports {
                 }))
                 .await?;
         }
-        for login in self.read(move |store| store.logins(id)).await? {
+        for login in self.read(move |store| store.logins(id, clock::now_ms())).await? {
             lines
                 .add(&json!({
                     "type": "login",

@@ -150,11 +150,11 @@ pub trait Accounts: Send + Sync + 'static {
     /// As of [`Self::register`].
     fn end_login_of(&self, user: UserId, device: DeviceId) -> Result<bool, StoreError>;
 
-    /// A user's logins, oldest first.
+    /// A user's logins that have not ended by themselves at `now_ms` (Unix milliseconds), oldest first.
     ///
     /// # Errors
     /// `Unavailable`.
-    fn logins(&self, user: UserId) -> Result<Vec<Login>, StoreError>;
+    fn logins(&self, user: UserId, now_ms: u64) -> Result<Vec<Login>, StoreError>;
 
     /// All memberships of a user, past ones too, by channel and joined_seq, at most `limit`. Slow: it looks at every membership of
     /// the deployment.

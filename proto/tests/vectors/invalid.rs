@@ -354,6 +354,9 @@ fn send_fields(v: &mut Vectors) {
     v.client(Code::BAD_FIELD, "banned: nobody", membership(8, vec![], 0));
     let until = wire::Membership { change: 10, users: vec![BOB], role: 0, until_ms: 1 << 63 };
     v.client(Code::BAD_FIELD, "muted for longer than time", send(Content::Membership(until)));
+    let until = wire::Membership { change: 5, users: vec![BOB], role: 0, until_ms: 1 };
+    v.client(Code::BAD_FIELD, "invited until then", send(Content::Membership(until)));
+    v.client(Code::BAD_FIELD, "banned as an owner", membership(8, vec![BOB], 3));
     v.client(Code::BAD_FIELD, "role changed to none", membership(4, vec![BOB], 0));
     v.client(Code::BAD_FIELD, "role changed to 4", membership(4, vec![BOB], 4));
     let change = |change: wire::ChannelChange| send(Content::ChannelChange(change));

@@ -183,7 +183,8 @@ impl Channel {
         now_ms: u64,
     ) -> Result<Allowed, Code> {
         // Asked again here: the policy or the mark may be another than when the send came.
-        if self.is_direct() || !self.is_knock(user, meaning) {
+        // Nor into a group that everybody left: nobody could ever make an owner there.
+        if self.is_direct() || self.members.len() == 0 || !self.is_knock(user, meaning) {
             return Err(Code::NOT_A_MEMBER);
         }
         let marks = self.doors_closed(&[user], seq);
@@ -299,7 +300,8 @@ impl Channel {
         if marks.is_empty() {
             return Err(Code::NO_CHANGE);
         }
-        if self.marks.is_full(kind, marks.len()) {
+        let more = marks.iter().filter(|change| self.marks.get(change.mark.user, kind, 0).is_none()).count();
+        if self.marks.is_full(kind, more) {
             return Err(Code::CHANNEL_FULL);
         }
         Ok(Allowed { effect: Effect::None, marks })

@@ -104,7 +104,14 @@ impl Channel {
 
     /// The next thing that has to be known before the send may be queued; queues it where nothing is.
     fn check(&mut self, desk: &mut Desk, mut waiting: Waiting) {
+        // Whatever was sent before is found by now: who is out learns nothing more of the channel.
+        if self.members.get(waiting.sender).is_none() && !self.is_knock(waiting.sender, &waiting.meaning) {
+            return self.refuse(desk, waiting, Code::NOT_A_MEMBER);
+        }
         let target = waiting.meaning.target();
+        if target > 0 && !self.members.sees(waiting.sender, target) {
+            return self.refuse(desk, waiting, Code::NO_SUCH_TARGET);
+        }
         if target > 0 && waiting.target_sender.is_none() {
             if target > self.row.head {
                 return self.refuse(desk, waiting, Code::NO_SUCH_TARGET);

@@ -208,7 +208,7 @@ impl Accounts {
         let known = devices.iter().find(|known| known.device == device);
         let logins = {
             let user = user.user;
-            self.read(move |store| store.logins(user)).await?
+            self.read(move |store| store.logins(user, clock::now_ms())).await?
         };
         if logins.len() >= LOGINS_MAX && !logins.iter().any(|login| login.device == device) {
             return Err(Failure::new(
@@ -234,12 +234,20 @@ impl Accounts {
         if !self.write(move |store| store.start_login(&started, &as_read)).await? {
             return Err(Failure::of(Code::LOGIN_REFUSED));
         }
-        self.signed_in(user, &login, &secret, generation)
+        self.signed_in(user, &login, &secret, generation, now_ms)
     }
 
-    fn signed_in(&self, user: User, login: &Login, secret: &[u8; 32], generation: u32) -> Outcome<SignedIn> {
+    /// `user`, `generation` and the time were read before the login was written: a revocation since then voids the token.
+    fn signed_in(
+        &self,
+        user: User,
+        login: &Login,
+        secret: &[u8; 32],
+        generation: u32,
+        now_ms: u64,
+    ) -> Outcome<SignedIn> {
         // A revocation of this second voids what was issued before it, not what is issued now.
-        let now_ms = clock::now_ms().max(user.tokens_from_s * 1000);
+        let now_ms = now_ms.max(user.tokens_from_s * 1000);
         let token = self.issuer.issue_bound(user.user, login.device, generation, TOKEN_TTL, now_ms);
         let token =
             token.map_err(|error| Failure::internal("no token could be issued").why(format!("{error:#}")))?;
@@ -280,6 +288,9 @@ impl Accounts {
             self.write(move |store| store.end_login(id)).await?;
             return Err(ended());
         }
+        let devices = self.router.devices(user.user).await?;
+        let generation =
+            devices.iter().find(|known| known.device == login.device).map_or(0, |known| known.generation);
         let secret = random()?;
         let next = Login {
             secret: sha256(&secret),
@@ -292,10 +303,7 @@ impl Accounts {
         if !self.write(move |store| store.rotate_login(&from, &to)).await? {
             return Err(Failure::of(Code::RETRY_LATER).why("the login was refreshed at the same moment"));
         }
-        let devices = self.router.devices(user.user).await?;
-        let generation =
-            devices.iter().find(|known| known.device == next.device).map_or(0, |known| known.generation);
-        self.signed_in(user, &next, &secret, generation)
+        self.signed_in(user, &next, &secret, generation, now_ms)
     }
 
     /// Who a token of an HTTP request is, as the account stands now.
@@ -378,7 +386,7 @@ impl Accounts {
     /// # Errors
     /// RETRY_LATER.
     pub async fn devices(&self, user: UserId) -> Outcome<Vec<(Device, bool)>> {
-        let logins = self.read(move |store| store.logins(user)).await?;
+        let logins = self.read(move |store| store.logins(user, clock::now_ms())).await?;
         let mut devices: Vec<(Device, bool)> = Vec::new();
         for device in self.router.devices(user).await? {
             let signed_in = logins.iter().any(|login| login.device == device.device);

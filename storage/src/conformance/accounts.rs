@@ -56,11 +56,11 @@ pub fn refresh_secrets_are_taken_once(stores: &Stores) {
     // A device has one login: signing in again ends the one before.
     assert!(accounts.start_login(&login(2, 4, 7), &ann).expect("written"));
     assert!(accounts.start_login(&login(3, 4, 8), &ann).expect("written"));
-    assert_eq!(accounts.logins(UserId(4)).expect("read"), [login(2, 4, 7), login(3, 4, 8)]);
+    assert_eq!(accounts.logins(UserId(4), 0).expect("read"), [login(2, 4, 7), login(3, 4, 8)]);
     assert_eq!(accounts.login(1).expect("read"), None);
     assert!(accounts.end_login(2).expect("written") && !accounts.end_login(2).expect("written"));
     assert!(accounts.end_login_of(UserId(4), DeviceId(8)).expect("written"));
-    assert!(accounts.logins(UserId(4)).expect("read").is_empty());
+    assert!(accounts.logins(UserId(4), 0).expect("read").is_empty());
 }
 
 pub fn revoking_ends_logins(stores: &Stores) {
@@ -74,8 +74,8 @@ pub fn revoking_ends_logins(stores: &Stores) {
     assert_eq!(stores.metadata.user(UserId(4)).expect("read"), Some(revoked));
     // Never back, and never the same: what was issued at 50, after the first, is void, too.
     assert_eq!(accounts.revoke_user(UserId(4), 40).expect("written").expect("there").tokens_from_s, 51);
-    assert!(accounts.logins(UserId(4)).expect("read").is_empty());
-    assert_eq!(accounts.logins(UserId(5)).expect("read").len(), 1, "somebody else's");
+    assert!(accounts.logins(UserId(4), 0).expect("read").is_empty());
+    assert_eq!(accounts.logins(UserId(5), 0).expect("read").len(), 1, "somebody else's");
     let late = accounts.start_login(&login(6, 4, 2), &user(4, "ann")).expect("written");
     assert!(!late, "signed in with what was revoked meanwhile");
     assert_eq!(accounts.revoke_user(UserId(9), 1).expect("written"), None);
@@ -119,7 +119,7 @@ pub fn admin_links_are_taken_once(stores: &Stores) {
     let wanted = User { tokens_from_s: 9, ..raised(&bob) };
     assert_eq!(claim(3, &User { tokens_from_s: 9, ..user(6, "bob") }, 61), Claimed::By(wanted));
     assert_eq!(accounts.password(UserId(5)).expect("read").as_deref(), Some("$hash$"));
-    assert!(accounts.logins(UserId(5)).expect("read").is_empty());
+    assert!(accounts.logins(UserId(5), 0).expect("read").is_empty());
 
     // The oldest of those that are open goes.
     for (hash, created_ms) in [(4, 70), (5, 71), (6, 72)] {

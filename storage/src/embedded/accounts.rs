@@ -178,6 +178,11 @@ impl Accounts for SqliteMetadata {
             if now.as_ref() != Some(user) {
                 return Ok(false);
             }
+            // Those that ended by themselves: nobody else takes them away.
+            connection
+                .prepare_cached("DELETE FROM logins WHERE user = ? AND expires_ms <= ?")
+                .and_then(|mut delete| delete.execute([sql(login.user.0), sql(login.created_ms)]))
+                .map_err(|error| of_statement(&error))?;
             match store_login(connection, login) {
                 Ok(()) => Ok(true),
                 Err(error) if is_conflict(&error) => {
@@ -239,13 +244,13 @@ impl Accounts for SqliteMetadata {
         })
     }
 
-    fn logins(&self, user: UserId) -> Result<Vec<Login>, StoreError> {
+    fn logins(&self, user: UserId, now_ms: u64) -> Result<Vec<Login>, StoreError> {
         self.read_meta(|connection| {
             connection
                 .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM logins WHERE user = ? ORDER BY created_ms, login"
+                    "SELECT {COLUMNS} FROM logins WHERE user = ? AND expires_ms > ? ORDER BY created_ms, login"
                 ))?
-                .query_map([sql(user.0)], login_of)?
+                .query_map([sql(user.0), sql(now_ms)], login_of)?
                 .collect()
         })
     }
