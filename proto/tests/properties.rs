@@ -71,9 +71,15 @@ fn send() -> impl Strategy<Value = wire::Send> {
         (1..1u64 << 63).prop_map(|target| Content::Recall(wire::Recall { target })),
         (1..1u64 << 63, ".{1,16}", any::<bool>())
             .prop_map(|(target, emoji, remove)| Content::Reaction(wire::Reaction { target, emoji, remove })),
-        (1..5i32, vec(1..1u64 << 63, 1..2), 1..4i32).prop_map(|(change, users, role)| Content::Membership(
-            wire::Membership { change, users, role, until_ms: 0 }
-        )),
+        (1..12i32, vec(1..1u64 << 63, 1..2), 1..4i32, 0..1u64 << 63).prop_map(
+            |(change, users, role, until_ms)| {
+                use wire::MembershipChange as Change;
+                let is = |one: Change| change == one as i32;
+                let role = if is(Change::Joined) || is(Change::RoleChanged) { role } else { 0 };
+                let until_ms = if is(Change::Banned) || is(Change::Muted) { until_ms } else { 0 };
+                Content::Membership(wire::Membership { change, users, role, until_ms })
+            }
+        ),
     ];
     (any::<[u8; 10]>(), any::<u32>(), content).prop_map(|(random, time, content)| wire::Send {
         client_message_id: Bytes::copy_from_slice(
