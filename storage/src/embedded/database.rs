@@ -37,8 +37,10 @@ pub struct Database {
     next_reader: AtomicUsize,
     /// Set once a sync failed: nothing is written any more.
     failed: AtomicBool,
-    /// Held open as long as the connections: closing any handle of a file gives up the process's locks on it, SQLite's too.
-    _index: Option<File>,
+    /// The file and the index of its log, held open as long as the connections: closing any handle of a file gives up the
+    /// process's locks on it, SQLite's too. Another program that looked into the file would take itself for the last one then, and
+    /// remove the log as it leaves.
+    _held: (File, Option<File>),
 }
 
 impl Database {
@@ -50,11 +52,13 @@ impl Database {
     /// `log_bytes` of the log are written at once, so that commits overwrite and never extend it: extending costs a
     /// commit of the file system's journal with each of ours (measured: 0.42 ms instead of 0.19).
     pub fn open(path: &Path, migrations: &[&str], log_bytes: usize) -> Result<Self, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|error| super::folder::of_io(&error, path))?;
         let mut writer = connect(path, WRITER_CACHE_KIB)?;
-        settle(&writer, path)?;
+        settle(&writer, &file, path)?;
         migrate(&mut writer, migrations)?;
         if log_bytes > 0 {
-            settle(&writer, path)?;
+            settle(&writer, &file, path)?;
             extend_log(path, log_bytes)?;
         }
         let index = extend_index(path);
@@ -67,7 +71,7 @@ impl Database {
             readers,
             next_reader: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
-            _index: index,
+            _held: (file, index),
         })
     }
 
@@ -184,7 +188,7 @@ fn connect(path: &Path, cache_kib: i64) -> Result<Connection, StoreError> {
 }
 
 /// After a kill the log may stand in the page cache only: bring it to the disk before anything of it is answered.
-fn settle(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+fn settle(connection: &Connection, file: &File, path: &Path) -> Result<(), StoreError> {
     let result = connection
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
         .map_err(|error| sql_error::of_statement(&error));
@@ -198,7 +202,7 @@ fn settle(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         }
         Err(error) => return Err(error),
     }
-    super::folder::sync(path)
+    super::folder::sync_open(file, path)
 }
 
 fn log_of(path: &Path) -> PathBuf {
@@ -207,26 +211,27 @@ fn log_of(path: &Path) -> PathBuf {
     PathBuf::from(log)
 }
 
-/// Extends the index of the log, which SQLite shares between connections, to cover a log of 1 GiB, or less where room is short. SQLite extends it when a commit's
-/// frames stand in the log already: without room then, the commit fails and yet comes back with the next start. A start builds
-/// the index anew in the place of this one, so it finds room on a full disk, too.
+/// Extends the index of the log, which SQLite shares between connections, to cover a log of 1 GiB, or less where room is
+/// short. SQLite extends it when a commit's frames stand in the log already: without room then, the commit fails and yet
+/// comes back with the next start. A start builds the index anew in the place of this one, so it finds room on a full disk,
+/// too. Gives the file, which has to stay open, extended or not.
 fn extend_index(path: &Path) -> Option<File> {
     let mut index = path.as_os_str().to_owned();
     index.push("-shm");
-    let extend = || -> std::io::Result<File> {
-        // Never truncated, and only behind what SQLite has mapped.
-        let mut file = OpenOptions::new().read(true).write(true).open(&index)?;
+    let mut file = OpenOptions::new().read(true).write(true).open(&index).ok()?;
+    let mut extend = || -> std::io::Result<()> {
         let room = rustix::fs::statvfs(path)?;
         let free = room.f_bavail.saturating_mul(room.f_frsize);
         let wanted = [INDEX_BYTES, INDEX_BYTES_MIN].into_iter().find(|bytes| free / INDEX_OF_FREE >= *bytes);
+        // Never truncated, and only behind what SQLite has mapped.
         let bytes = file.metadata()?.len();
         file.seek(SeekFrom::Start(bytes))?;
-        file.write_all(&vec![0; wanted.unwrap_or(0).saturating_sub(bytes) as usize])?;
-        Ok(file)
+        file.write_all(&vec![0; wanted.unwrap_or(0).saturating_sub(bytes) as usize])
     };
-    extend()
-        .inspect_err(|error| tracing::warn!(%error, file = %path.display(), "the log's index is extended as commits come"))
-        .ok()
+    if let Err(error) = extend() {
+        tracing::warn!(%error, file = %path.display(), "the log's index is extended as commits come");
+    }
+    Some(file)
 }
 
 /// Writes zeros over the empty log: SQLite takes what does not begin with its mark for empty, and what does not follow

@@ -92,10 +92,17 @@ fn check_format(folder: &Path) -> Result<(), StoreError> {
 /// # Errors
 /// `SyncFailed`; `Unavailable` where it cannot be opened.
 pub fn sync(path: &Path) -> Result<(), StoreError> {
+    sync_open(&File::open(path).map_err(|error| of_io(&error, path))?, path)
+}
+
+/// As [`sync`], for a file that is open and must stay so.
+///
+/// # Errors
+/// `SyncFailed`.
+pub fn sync_open(file: &File, path: &Path) -> Result<(), StoreError> {
     if mutant::is("skip-fsync") {
         return Ok(());
     }
-    let file = File::open(path).map_err(|error| of_io(&error, path))?;
     file.sync_all().map_err(|error| StoreError::SyncFailed(format!("{}: {error}", path.display())))
 }
 
