@@ -1,6 +1,6 @@
 //! What the server's HTTP and commands ask of a router.
 
-use std::sync::{Arc, Mutex, Weak, atomic::Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering};
 
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, SessionId, UserId,
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     context::Context,
-    event::{AdminAsk, Event, OpenAsk, OpenTarget, Touch},
+    event::{AdminAsk, Block, Event, OpenAsk, OpenTarget, Touch},
     load::code_of,
     page::{self, PageAsk, Snapshot},
 };
@@ -378,22 +378,25 @@ impl Admin {
             return Err(Code::BAD_FIELD);
         }
         let context = self.context()?;
+        let order = Arc::clone(&context.block_order);
         let write = move |metadata: &dyn Metadata| {
             if metadata.user(other)?.is_none() {
                 return Ok(Err(Code::NO_SUCH_USER));
             }
+            let mut last = order.lock().unwrap_or_else(PoisonError::into_inner);
             let written = metadata.block(user, other, stands, BLOCKS_MAX)?;
-            Ok(if written { Ok(()) } else { Err(Code::CHANNEL_FULL) })
+            *last += 1;
+            Ok(if written { Ok(*last) } else { Err(Code::CHANNEL_FULL) })
         };
-        self.read(write).await??;
+        let block = Block { user, stands, order: self.read(write).await?? };
         // A channel of the two that is being made has looked already; one that is made or read from now on sees the row.
         let shard = direct_shard(user, other, context.config.shards).0;
-        self.ask(shard, |reply| Event::Admin(AdminAsk::Blocked(user, other, stands, reply))).await?;
+        self.ask(shard, |reply| Event::Admin(AdminAsk::Blocked(block, other, reply))).await?;
         let Some(channel) = self.read(move |metadata| metadata.direct(user, other)).await? else {
             return Ok(());
         };
         self.ask(context.shard_of(channel.shard()), |reply| {
-            Event::Touch(channel, Touch::Blocked { user, stands, reply })
+            Event::Touch(channel, Touch::Blocked { block, reply })
         })
         .await
     }
@@ -406,14 +409,19 @@ impl Admin {
         self.read(move |metadata| metadata.blocks(user)).await
     }
 
-    /// The channels the user is invited to, with their names, at most `limit`.
+    /// The channels above `after` that the user is invited to, by ascending id, with their names, at most `limit`.
     ///
     /// # Errors
     /// `RETRY_LATER`.
-    pub async fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<(ChannelId, String)>, Code> {
+    pub async fn invitations(
+        &self,
+        user: UserId,
+        after: ChannelId,
+        limit: usize,
+    ) -> Result<Vec<(ChannelId, String)>, Code> {
         self.read(move |metadata| {
             let mut found = Vec::new();
-            for channel in metadata.invitations(user, limit)? {
+            for channel in metadata.invitations(user, after, limit)? {
                 found.extend(metadata.channel(channel)?.map(|row| (channel, row.name)));
             }
             Ok(found)

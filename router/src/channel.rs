@@ -8,6 +8,7 @@ mod sending;
 mod sequence;
 mod serve;
 
+pub use cursor::read_receipt;
 pub use outcome::Left;
 pub use sequence::Draft;
 
@@ -26,7 +27,7 @@ use crate::{
     audience::Audience,
     cursors::Cursors,
     desk::Desk,
-    event::{OpenAsk, Touch},
+    event::{Block, OpenAsk, Touch},
     frames,
     load::Loaded,
     marks::Marks,
@@ -110,6 +111,8 @@ pub struct Channel {
     pub marks: Marks,
     /// In a direct channel: whether the first of the pair takes nothing from the second, and the other way round.
     pub blocks: (bool, bool),
+    /// By which [`Block::order`] each was set.
+    blocked: (u64, u64),
     /// In memory ahead of what is written.
     pub cursors: Cursors,
     /// Who listens.
@@ -155,7 +158,7 @@ impl Channel {
         }
         context.tail_bytes.fetch_add(tail.bytes(), std::sync::atomic::Ordering::Relaxed);
         let mut channel = Self::new(row, members, Cursors::of_rows(cursors), tail, repeats);
-        channel.marks = Marks::of_rows(&loaded.marks, desk.context.now_ms());
+        channel.marks = Marks::of_rows(&loaded.marks);
         channel.blocks = loaded.blocks;
         channel
     }
@@ -175,6 +178,7 @@ impl Channel {
             members,
             marks: Marks::default(),
             blocks: (false, false),
+            blocked: (0, 0),
             cursors,
             audience: Audience::default(),
             tail,
@@ -236,7 +240,6 @@ impl Channel {
     /// Forgets what is old.
     pub fn sweep(&mut self, now: Instant, desk: &Desk) {
         self.repeats.expire(desk.context.now_ms());
-        self.marks.expire(desk.context.now_ms());
         self.typed.retain(|_, typed| now.duration_since(*typed) < serve::TYPING_EVERY);
     }
 
@@ -267,9 +270,11 @@ impl Channel {
                 let marks = if may_see { self.marks.list(desk.context.now_ms()) } else { Vec::new() };
                 let _ = reply.send(Some((role, marks)));
             }
-            Touch::Describe(user, reply) => drop(reply.send(Some(self.describe(user)))),
-            Touch::Blocked { user, stands, reply } => {
-                self.set_blocked(user, stands);
+            Touch::Describe(user, reply) => {
+                drop(reply.send(Some(self.describe(user, desk.context.now_ms()))))
+            }
+            Touch::Blocked { block, reply } => {
+                self.set_blocked(block);
                 let _ = reply.send(());
             }
         }
@@ -287,12 +292,12 @@ impl Channel {
     }
 
     /// The channel as it stands for a user, served from `position`.
-    pub fn state_for(&self, user: UserId, position: u64) -> wire::ChannelState {
+    pub fn state_for(&self, user: UserId, position: u64, now_ms: u64) -> wire::ChannelState {
         let standing = self.members.get(user);
         let cursor = self.cursors.get(user);
         let pair = self.row.pair;
         let peer = if pair.0 == user { pair.1 } else { pair.0 };
-        let muted = self.marks.get(user, MarkKind::Muted, 0);
+        let muted = self.marks.get(user, MarkKind::Muted, now_ms);
         wire::ChannelState {
             channel: self.id().0,
             kind: i32::from(self.row.kind),
@@ -324,11 +329,15 @@ impl Channel {
     }
 
     /// One of the pair takes nothing from the other any more, or again.
-    pub fn set_blocked(&mut self, user: UserId, stands: bool) {
-        if user == self.row.pair.0 {
-            self.blocks.0 = stands;
+    pub fn set_blocked(&mut self, block: Block) {
+        let is_low = block.user == self.row.pair.0;
+        let (stands, order) = if is_low {
+            (&mut self.blocks.0, &mut self.blocked.0)
         } else {
-            self.blocks.1 = stands;
+            (&mut self.blocks.1, &mut self.blocked.1)
+        };
+        if block.order > *order {
+            (*stands, *order) = (block.stands, block.order);
         }
     }
 

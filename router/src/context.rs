@@ -140,6 +140,8 @@ pub struct Context {
     pub read_only: AtomicBool,
     /// Commits and entries since the start.
     pub committed: (AtomicU64, AtomicU64),
+    /// How many blocks were written. Locked by a blocking thread for one write.
+    pub block_order: Arc<Mutex<u64>>,
     /// Readers at once.
     pub readers: Arc<Semaphore>,
     /// Readers that wait or run.

@@ -63,8 +63,8 @@ pub enum Event {
     },
     /// For a user of this shard, from an owner of a channel.
     Word(UserId, Word),
-    /// Frames for all sessions of a user of this shard, where there are any.
-    Tell(UserId, Bytes),
+    /// Frames for all sessions of users of this shard, where there are any.
+    Tell(Vec<UserId>, Bytes),
     /// Users' lists changed by entries that are committed.
     Listed(Vec<(ListChange, OutboxRow)>),
     /// Open a direct channel that this shard owns, or make a group here.
@@ -100,10 +100,8 @@ pub enum Touch {
     Snapshot(oneshot::Sender<Option<Snapshot>>),
     /// One of a direct channel's pair takes nothing from the other any more, or again: it stands in SQL.
     Blocked {
-        /// Who decides.
-        user: UserId,
-        /// Whether the block stands.
-        stands: bool,
+        /// Which way.
+        block: Block,
         /// Once it counts.
         reply: oneshot::Sender<()>,
     },
@@ -111,6 +109,17 @@ pub enum Touch {
     Marks(UserId, oneshot::Sender<Option<(u8, Vec<Mark>)>>),
     /// For people.
     Describe(Option<UserId>, oneshot::Sender<Option<ChannelSummary>>),
+}
+
+/// A block of one of a pair, as written to SQL.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// Who decides.
+    pub user: UserId,
+    /// Whether it stands.
+    pub stands: bool,
+    /// Blocks are written in this order; word of them may come in another.
+    pub order: u64,
 }
 
 /// A session to be served.
@@ -260,8 +269,8 @@ pub enum AdminAsk {
     Revoked(UserId, DeviceId, u32, oneshot::Sender<usize>),
     /// The user's row changed in SQL: its sessions end with this error. Gives the devices that the owner knows.
     UserRevoked(User, Code, oneshot::Sender<Vec<DeviceId>>),
-    /// In the pair's shard: the first takes nothing from the second any more, or again.
-    Blocked(UserId, UserId, bool, oneshot::Sender<()>),
+    /// In the pair's shard: one takes nothing from the other, who is named, any more, or again.
+    Blocked(Block, UserId, oneshot::Sender<()>),
     /// The user's row was made.
     Forget(UserId),
     /// How much there is.

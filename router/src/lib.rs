@@ -148,6 +148,7 @@ impl Router {
             client_ids: ClientIdKey::new(&secret),
             rows: Mutex::new(rows),
             recent_ids: Arc::new(AtomicUsize::new(0)),
+            block_order: Arc::default(),
             tail_bytes: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             read_only: AtomicBool::new(false),

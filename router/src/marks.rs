@@ -1,5 +1,7 @@
 //! What stands for or against users in a channel beside membership: mutes, bans, invitations, requests to join.
 
+use std::collections::BTreeSet;
+
 use fanfare_proto::UserId;
 use fanfare_storage::model::{Mark, MarkChange, MarkKind};
 use foldhash::fast::RandomState;
@@ -13,21 +15,26 @@ pub const MARKS_MAX: usize = 10_000;
 pub struct Marks {
     of: HashMap<(UserId, MarkKind), Mark, RandomState>,
     by_kind: [usize; MarkKind::ALL.len()],
+    /// Those whose time ends, soonest first.
+    ends: BTreeSet<(u64, UserId, MarkKind)>,
 }
 
 impl Marks {
-    /// From the stored rows, without those whose time is over.
-    pub fn of_rows(rows: &[Mark], now_ms: u64) -> Self {
+    /// From the stored rows.
+    pub fn of_rows(rows: &[Mark]) -> Self {
         let mut marks = Self::default();
-        rows.iter()
-            .filter(|mark| mark.until_ms == 0 || mark.until_ms > now_ms)
-            .for_each(|mark| marks.set(*mark));
+        rows.iter().for_each(|mark| marks.set(*mark));
         marks
     }
 
     /// The user's mark of that kind, while it counts.
     pub fn get(&self, user: UserId, kind: MarkKind, now_ms: u64) -> Option<&Mark> {
         self.of.get(&(user, kind)).filter(|mark| mark.until_ms == 0 || mark.until_ms > now_ms)
+    }
+
+    /// Whether there is or was anything about the user that is not taken away.
+    pub fn knows(&self, user: UserId) -> bool {
+        MarkKind::ALL.iter().any(|kind| self.of.contains_key(&(user, *kind)))
     }
 
     /// Whether `more` of the kind would be too many.
@@ -43,27 +50,29 @@ impl Marks {
         all
     }
 
-    /// Forgets those whose time is over.
-    pub fn expire(&mut self, now_ms: u64) {
-        self.of.retain(|_, mark| mark.until_ms == 0 || mark.until_ms > now_ms);
-        self.by_kind = Default::default();
-        for mark in self.of.values() {
-            self.by_kind[mark.kind as usize - 1] += 1;
-        }
+    /// Those whose time is over, which only wait to be taken away; at most `limit`.
+    pub fn over(&self, now_ms: u64, limit: usize) -> impl Iterator<Item = &Mark> {
+        let over = self.ends.iter().take_while(move |(until_ms, ..)| *until_ms <= now_ms);
+        over.take(limit).filter_map(|(_, user, kind)| self.of.get(&(*user, *kind)))
     }
 
     /// As committed.
     pub fn apply(&mut self, change: &MarkChange) {
         if change.stands {
             self.set(change.mark);
-        } else if self.of.remove(&(change.mark.user, change.mark.kind)).is_some() {
-            self.by_kind[change.mark.kind as usize - 1] -= 1;
+        } else if let Some(old) = self.of.remove(&(change.mark.user, change.mark.kind)) {
+            self.by_kind[old.kind as usize - 1] -= 1;
+            self.ends.remove(&(old.until_ms, old.user, old.kind));
         }
     }
 
     fn set(&mut self, mark: Mark) {
-        if self.of.insert((mark.user, mark.kind), mark).is_none() {
-            self.by_kind[mark.kind as usize - 1] += 1;
+        match self.of.insert((mark.user, mark.kind), mark) {
+            Some(old) => drop(self.ends.remove(&(old.until_ms, old.user, old.kind))),
+            None => self.by_kind[mark.kind as usize - 1] += 1,
+        }
+        if mark.until_ms > 0 {
+            self.ends.insert((mark.until_ms, mark.user, mark.kind));
         }
     }
 }
@@ -93,9 +102,12 @@ mod tests {
         marks.apply(&change(1, MarkKind::Banned, 0, false));
         marks.apply(&change(1, MarkKind::Banned, 0, false));
         assert!(!marks.is_full(MarkKind::Banned, MARKS_MAX));
-        marks.expire(59);
-        assert!(marks.is_full(MarkKind::Muted, MARKS_MAX));
-        marks.expire(60);
+        let over =
+            |marks: &Marks, now_ms| marks.over(now_ms, 9).map(|mark| mark.until_ms).collect::<Vec<_>>();
+        assert_eq!((over(&marks, 59), over(&marks, 60)), (vec![], vec![60]));
+        assert!(marks.is_full(MarkKind::Muted, MARKS_MAX) && marks.knows(UserId(1)));
+        marks.apply(&change(1, MarkKind::Muted, 0, false));
         assert!(!marks.is_full(MarkKind::Muted, MARKS_MAX) && marks.list(0).is_empty());
+        assert!(over(&marks, 60).is_empty() && !marks.knows(UserId(1)));
     }
 }

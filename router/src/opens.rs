@@ -20,7 +20,7 @@ use hashbrown::HashMap;
 use crate::{
     channel::{Channel, Draft, Effect},
     context::Context,
-    event::{Event, OpenAsk, OpenFound, OpenTarget, Touch},
+    event::{Block, Event, OpenAsk, OpenFound, OpenTarget, Touch},
     frames,
     load::{blocks_of, code_of},
     members::role,
@@ -54,8 +54,8 @@ pub enum OpenState {
     Looking {
         /// Those who wait.
         waiting: Vec<OpenAsk>,
-        /// Blocks that came meanwhile: who decided, and whether it stands.
-        blocked: Vec<(UserId, bool)>,
+        /// Blocks that came meanwhile.
+        blocked: Vec<Block>,
     },
     /// It is being made.
     Making(ChannelId),
@@ -202,15 +202,19 @@ impl Shard {
 
     /// One of a pair takes nothing from the other any more, or again: counts for a channel that is being made, which SQL
     /// does not have yet.
-    pub(crate) fn blocked(&mut self, user: UserId, other: UserId, stands: bool) {
+    pub(crate) fn blocked(&mut self, block: Block, other: UserId) {
+        let user = block.user;
         match self.opens.get_mut(&Subject::Pair(user.min(other), user.max(other))) {
             Some(OpenState::Looking { blocked, .. }) => {
-                blocked.retain(|(one, _)| *one != user);
-                blocked.push((user, stands));
+                match blocked.iter_mut().find(|one| one.user == user) {
+                    Some(known) if known.order > block.order => {}
+                    Some(known) => *known = block,
+                    None => blocked.push(block),
+                }
             }
             Some(OpenState::Making(channel)) => {
                 if let Some(Slot::Ready(made)) = self.channels.get_mut(channel) {
-                    made.set_blocked(user, stands);
+                    made.set_blocked(block);
                 }
             }
             Some(OpenState::Made(..)) | None => {}
@@ -235,7 +239,7 @@ impl Shard {
                 }
                 if let Subject::Pair(low, _) = subject {
                     let takes_none = |user: UserId| {
-                        let late = blocked.iter().find(|(one, _)| *one == user).map(|(_, stands)| *stands);
+                        let late = blocked.iter().find(|one| one.user == user).map(|one| one.stands);
                         late.unwrap_or(if user == low { blocks.0 } else { blocks.1 })
                     };
                     waiting.retain(|ask| {
@@ -254,7 +258,7 @@ impl Shard {
                 let channel = self.make(first);
                 if let Some(Slot::Ready(made)) = self.channels.get_mut(&channel) {
                     made.blocks = blocks;
-                    blocked.iter().for_each(|(user, stands)| made.set_blocked(*user, *stands));
+                    blocked.iter().for_each(|block| made.set_blocked(*block));
                 }
                 self.opens.insert(subject, OpenState::Making(channel));
                 for ask in waiting {

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use fanfare_proto::{ChannelId, Code, FrameType, UserId, frame, link::Up};
+use fanfare_proto::{ChannelId, Code, FrameType, UserId, frame, link::Up, wire};
 use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow, ShardCommit, User as Row};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -12,12 +12,13 @@ use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
 use crate::{
     admin::ShardCounts,
     audience::Audience,
-    channel::{Channel, Draft, Left},
+    channel::{Channel, Draft, Left, read_receipt},
     committer::{BYTES_PER_COMMIT_MAX, ENTRIES_PER_COMMIT_MAX, Unit},
     desk::{Desk, Due},
     event::{AdminAsk, Event, Touch, UnitOutcome, Word, Written},
     frames, load, opens,
     opens::Opens,
+    send,
     uplink::is_bounded,
     user::{OpenSession, User},
 };
@@ -155,9 +156,11 @@ impl Shard {
                     user.word(&mut self.desk, word);
                 }
             }
-            Event::Tell(user, frame) => {
-                if let Some(UserSlot::Ready(user)) = self.users.get_mut(&user) {
-                    user.tell(&mut self.desk, &frame);
+            Event::Tell(users, frame) => {
+                for user in users {
+                    if let Some(UserSlot::Ready(user)) = self.users.get(&user) {
+                        user.tell(&mut self.desk, &frame);
+                    }
                 }
             }
             Event::Listed(changes) => self.listed(changes),
@@ -586,8 +589,8 @@ impl Shard {
             AdminAsk::UserRevoked(row, code, reply) => {
                 self.touch_known_user(row.user, UserTouch::Revoked(row, code, reply));
             }
-            AdminAsk::Blocked(user, other, stands, reply) => {
-                self.blocked(user, other, stands);
+            AdminAsk::Blocked(block, other, reply) => {
+                self.blocked(block, other);
                 let _ = reply.send(());
             }
             AdminAsk::Forget(user) => {
@@ -627,12 +630,21 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
     match touch {
         Touch::Frame(origin, frame) => {
             let request = frame.routed().map_or(0, |header| header.seq);
+            // What is wrong with the frame itself comes first, as where there is a channel: it shall not tell them apart.
+            let or_code = |read: Result<(), Code>| read.err().unwrap_or(code);
+            let code = match frame.frame_type() {
+                FrameType::Fetch => or_code(frame.decode::<wire::Fetch>().map(drop)),
+                FrameType::Counts => or_code(frame.decode::<wire::Counts>().map(drop)),
+                FrameType::Typing => or_code(frame.decode::<wire::Typing>().map(drop)),
+                FrameType::Receipt => or_code(read_receipt(&frame).map(drop)),
+                FrameType::Send => code,
+                _ => Code::NOT_SERVED,
+            };
             let answer = match frame.frame_type() {
-                FrameType::Send => {
-                    let send: fanfare_proto::wire::Send = frame.decode().unwrap_or_default();
-                    let id = &send.client_message_id[..send.client_message_id.len().min(16)];
-                    frames::send_failed(channel, request, id, code)
-                }
+                FrameType::Send => match send::parse(&frame, origin.user, desk.context.now_ms()) {
+                    Ok(parsed) => frames::send_failed(channel, request, &parsed.client_message_id.0, code),
+                    Err((code, id)) => frames::send_failed(channel, request, &id, code),
+                },
                 FrameType::Fetch | FrameType::Counts => {
                     frames::refused(frame.frame_type(), channel, request, code)
                 }

@@ -3,12 +3,28 @@
 
 mod support;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use fanfare_proto::{
-    ChannelId, Code, FrameType, UserId,
+    ChannelId, ClientMessageId, Code, FrameType, UserId,
     frame::routed,
+    header::class,
     wire::{self, MembershipChange as Change},
 };
-use support::{House, code, gateway::Session, membership, now_ms, text, whole};
+use fanfare_storage::model::MarkKind;
+use support::{House, code, gateway::Session, id_at, membership, new_id, now_ms, text, whole};
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// A house whose clock is ahead by what the number says.
+async fn ahead(folder: Arc<tempfile::TempDir>, by_ms: &Arc<AtomicU64>) -> House {
+    let by_ms = Arc::clone(by_ms);
+    let clock = move || now_ms() + by_ms.load(Ordering::Relaxed);
+    House::with(folder, |config| config.clock = Arc::new(clock)).await
+}
 
 async fn ack(session: &mut Session, channel: ChannelId, content: wire::send::Content) -> Result<u64, Code> {
     let ack = session.send(channel, content).await;
@@ -129,7 +145,8 @@ async fn who_is_banned_is_out_and_stays_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_door_opens_by_invitation_or_by_request() {
-    let house = House::new().await;
+    let by_ms = Arc::default();
+    let house = ahead(Arc::new(tempfile::tempdir().unwrap()), &by_ms).await;
     let users = house.users(4).await;
     let channel = house.group(users[0], &users[1..2]).await;
     let (mut owner, mut member) = (house.session(users[0], 1).await, house.session(users[1], 1).await);
@@ -145,7 +162,7 @@ async fn a_door_opens_by_invitation_or_by_request() {
         let told: wire::ChannelState = session.frame(FrameType::Channel).await.decode().unwrap();
         assert_eq!((told.invited, told.role, told.head, told.name.as_str()), (true, 0, 0, "group"));
     }
-    assert_eq!(admin.invitations(users[2], 10).await.unwrap(), [(channel, "group".to_owned())]);
+    assert_eq!(admin.invitations(users[2], ChannelId(0), 10).await.unwrap(), [(channel, "group".to_owned())]);
     // One is for the invited alone, and counts once.
     assert_eq!(change(&mut two, channel, Change::Declined, &[]).await, Ok(()));
     assert_eq!(change(&mut two, channel, Change::Joined, &[users[3]]).await, Err(Code::NOT_A_MEMBER));
@@ -153,23 +170,35 @@ async fn a_door_opens_by_invitation_or_by_request() {
     assert_eq!(change(&mut one, channel, Change::Joined, &[users[2]]).await, Ok(()));
     assert_eq!(change(&mut one, channel, Change::Left, &[]).await, Ok(()));
     assert_eq!(change(&mut one, channel, Change::Joined, &[users[2]]).await, Err(Code::NOT_A_MEMBER));
-    assert!(admin.invitations(users[2], 10).await.unwrap().is_empty());
+    assert!(admin.invitations(users[2], ChannelId(0), 10).await.unwrap().is_empty());
 
     let by_request = settings(wire::JoinPolicy::ByRequest, wire::PostingPolicy::PostingDefault);
     assert!(ack(&mut owner, channel, by_request).await.is_ok());
     assert_eq!(change(&mut two, channel, Change::Joined, &[users[3]]).await, Err(Code::NOT_A_MEMBER));
+    // Not at once after turning an invitation down.
+    assert_eq!(change(&mut two, channel, Change::Requested, &[]).await, Err(Code::FORBIDDEN));
+    assert_eq!(change(&mut owner, channel, Change::Invited, &[users[3]]).await, Err(Code::FORBIDDEN));
+    by_ms.store(HOUR_MS, Ordering::Relaxed);
     assert_eq!(change(&mut two, channel, Change::Requested, &[]).await, Ok(()));
     assert_eq!(change(&mut two, channel, Change::Requested, &[]).await, Err(Code::NO_CHANGE));
     assert_eq!(ack(&mut two, channel, text("let me in")).await, Err(Code::NOT_A_MEMBER));
     assert_eq!(change(&mut two, channel, Change::Joined, &[users[3]]).await, Err(Code::NOT_A_MEMBER));
     drop((owner, member, one, two));
-    let mut house = house.restart().await;
+    let mut house = {
+        let folder = house.folder.clone();
+        let mut house = house;
+        house.stop().await;
+        drop(house);
+        ahead(folder, &by_ms).await
+    };
     let mut owner = house.session(users[0], 1).await;
     let (role, marks) = house.router().admin().marks(channel, users[0]).await.unwrap().unwrap();
     assert_eq!(role, 3);
-    assert_eq!(marks.iter().map(|mark| mark.user).collect::<Vec<_>>(), [users[3]]);
+    let kinds: Vec<_> = marks.iter().map(|mark| (mark.user, mark.kind)).collect();
+    assert_eq!(kinds, [(users[3], MarkKind::Requested), (users[3], MarkKind::Declined)]);
     assert_eq!(change(&mut owner, channel, Change::Joined, &[users[3]]).await, Ok(()));
-    assert!(house.router().admin().marks(channel, users[0]).await.unwrap().unwrap().1.is_empty());
+    let (_, marks) = house.router().admin().marks(channel, users[0]).await.unwrap().unwrap();
+    assert_eq!(marks.iter().map(|mark| mark.kind).collect::<Vec<_>>(), [MarkKind::Declined]);
     let mut two = house.session(users[3], 1).await;
     assert!(ack(&mut two, channel, text("thank you")).await.is_ok());
     // A second request, turned down.
@@ -178,6 +207,107 @@ async fn a_door_opens_by_invitation_or_by_request() {
     assert_eq!(change(&mut two, channel, Change::Declined, &[users[2]]).await, Err(Code::FORBIDDEN));
     assert_eq!(change(&mut owner, channel, Change::Declined, &[users[2]]).await, Ok(()));
     assert_eq!(change(&mut owner, channel, Change::Declined, &[users[2]]).await, Err(Code::NO_CHANGE));
+    house.stop().await;
+}
+
+/// Once more the same send, long after its first attempt, and where it stands.
+async fn again(session: &mut Session, channel: ChannelId, id: ClientMessageId, change: Change) -> u64 {
+    let ack = session.send_as(channel, id, membership(change, &[]), Some((id.time_ms(), id.time_ms()))).await;
+    assert_eq!((ack.outcome(), ack.repeated_send), (wire::Outcome::Ok, true), "{ack:?}");
+    ack.seq
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_came_in_is_told_what_became_of_a_send() {
+    let by_ms = Arc::default();
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let mut house = ahead(folder.clone(), &by_ms).await;
+    let users = house.users(3).await;
+    let channel = house.group(users[0], &[]).await;
+    let (mut owner, mut one) = (house.session(users[0], 1).await, house.session(users[1], 1).await);
+    let mut two = house.session(users[2], 1).await;
+    let by_request = settings(wire::JoinPolicy::ByRequest, wire::PostingPolicy::PostingDefault);
+    assert!(ack(&mut owner, channel, by_request).await.is_ok());
+    assert_eq!(change(&mut owner, channel, Change::Invited, &[users[1]]).await, Ok(()));
+    let (declined, asked) = (new_id(), new_id());
+    let first = one.send_as(channel, declined, membership(Change::Declined, &[]), None).await.seq;
+    let second = two.send_as(channel, asked, membership(Change::Requested, &[]), None).await.seq;
+    assert!(first > 0 && second > first);
+    assert_eq!(change(&mut owner, channel, Change::Declined, &[users[2]]).await, Ok(()));
+    let closed = settings(wire::JoinPolicy::ByInvitation, wire::PostingPolicy::PostingDefault);
+    assert!(ack(&mut owner, channel, closed).await.is_ok());
+    // Enough behind it that loading does not read it back, and everything kept in memory is forgotten.
+    for number in 0..300 {
+        owner.say(channel, &format!("{number}")).await;
+    }
+    drop((owner, one, two));
+    house.stop().await;
+    drop(house);
+    by_ms.store(2 * HOUR_MS, Ordering::Relaxed);
+    let mut house = ahead(folder, &by_ms).await;
+    let (mut one, mut two) = (house.session(users[1], 1).await, house.session(users[2], 1).await);
+    assert_eq!(again(&mut one, channel, declined, Change::Declined).await, first);
+    assert_eq!(again(&mut two, channel, asked, Change::Requested).await, second);
+    assert_eq!(change(&mut one, channel, Change::Declined, &[]).await, Err(Code::NOT_A_MEMBER));
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_whose_time_is_over_are_taken_away() {
+    let by_ms = Arc::default();
+    let mut house = ahead(Arc::new(tempfile::tempdir().unwrap()), &by_ms).await;
+    let users = house.users(4).await;
+    let channel = house.group(users[0], &users[1..]).await;
+    let mut owner = house.session(users[0], 1).await;
+    for user in &users[1..3] {
+        let soon = until(Change::Muted, *user, now_ms() + 60_000);
+        assert!(ack(&mut owner, channel, soon).await.is_ok());
+    }
+    by_ms.store(120_000, Ordering::Relaxed);
+    assert_eq!(change(&mut owner, channel, Change::Unmuted, &[users[1]]).await, Err(Code::NO_CHANGE));
+    assert_eq!(change(&mut owner, channel, Change::Muted, &[users[2], users[3]]).await, Ok(()));
+    let stored = support::metadata(&house).marks(channel).unwrap();
+    let mut left = users[2..].to_vec();
+    left.sort_unstable();
+    assert_eq!(stored.iter().map(|mark| mark.user).collect::<Vec<_>>(), left);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_not_there_answers_like_one_of_others() {
+    let mut house = House::new().await;
+    let users = house.users(2).await;
+    let others = house.group(users[0], &[]).await;
+    let absent = ChannelId(others.0 + 1);
+    let mut stranger = house.session(users[1], 1).await;
+    let old = now_ms() - 8 * 24 * HOUR_MS;
+    let mut seen = Vec::new();
+    for channel in [others, absent] {
+        let mut codes = Vec::new();
+        for (id, content) in [
+            (new_id(), text("plain")),
+            (id_at(old), text("old")),
+            (id_at(now_ms() + HOUR_MS), text("ahead")),
+            (new_id(), text("")),
+            (new_id(), reaction(0)),
+            (new_id(), membership(Change::Requested, &[])),
+            (new_id(), membership(Change::Joined, &[users[0]])),
+            (new_id(), settings(wire::JoinPolicy::OpenToAll, wire::PostingPolicy::PostingDefault)),
+        ] {
+            let ack = stranger.send_as(channel, id, content, None).await;
+            assert_eq!(ack.client_message_id, id.0[..]);
+            codes.push(ack.code);
+        }
+        codes.push(stranger.fetch(channel, &wire::Fetch::default()).await.unwrap_err().0.into());
+        for receipt in [vec![], vec![wire::Cursor::default()]] {
+            let receipt = wire::Receipt { cursors: receipt };
+            stranger.up(whole(routed(FrameType::Receipt, class::STATE, 0, 0, channel, 0, &receipt))).await;
+            codes.push(stranger.frame(FrameType::Error).await.decode::<wire::Error>().unwrap().code);
+        }
+        seen.push(codes);
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert!(seen[0].contains(&Code::EXPIRED.0.into()));
     house.stop().await;
 }
 
@@ -241,5 +371,49 @@ async fn a_block_has_a_direction_and_counts_at_once() {
     assert_eq!(house.router().admin().blocks(one).await.unwrap(), [other]);
     let mut by_other = house.session(other, 1).await;
     assert_eq!(ack(&mut by_other, channel, text("after a restart")).await, Err(Code::BLOCKED));
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_one_blocks_may_not_bring_one_in() {
+    let mut house = House::new().await;
+    let users = house.users(3).await;
+    let admin = house.router().admin();
+    let channel = house.group(users[0], &[users[1]]).await;
+    let mut owner = house.session(users[0], 1).await;
+    admin.block(users[2], users[0], true).await.unwrap();
+    for change_of in [Change::Joined, Change::Invited] {
+        assert_eq!(change(&mut owner, channel, change_of, &[users[2]]).await, Err(Code::BLOCKED));
+    }
+    // Who was a member and left decides so, too; who is one stays one.
+    let mut member = house.session(users[1], 1).await;
+    admin.block(users[1], users[0], true).await.unwrap();
+    assert!(ack(&mut member, channel, text("here")).await.is_ok());
+    assert_eq!(change(&mut member, channel, Change::Left, &[]).await, Ok(()));
+    assert_eq!(change(&mut owner, channel, Change::Joined, &[users[1]]).await, Err(Code::BLOCKED));
+    admin.block(users[2], users[0], false).await.unwrap();
+    assert_eq!(change(&mut owner, channel, Change::Joined, &[users[2]]).await, Ok(()));
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_last_of_a_block_counts() {
+    let mut house = House::new().await;
+    let users = house.users(2).await;
+    let (one, other) = (users[0], users[1]);
+    let admin = house.router().admin();
+    let channel = admin.open_direct(one, other, new_id()).await.unwrap();
+    let mut by_other = house.session(other, 1).await;
+    for _ in 0..100 {
+        let set = |stands| {
+            let admin = house.router().admin();
+            tokio::spawn(async move { admin.block(one, other, stands).await })
+        };
+        for task in [set(true), set(false), set(true), set(false)] {
+            task.await.unwrap().unwrap();
+        }
+        let stands = support::metadata(&house).is_blocked(one, other).unwrap();
+        assert_eq!(ack(&mut by_other, channel, text("hello?")).await == Err(Code::BLOCKED), stands);
+    }
     house.stop().await;
 }

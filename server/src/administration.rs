@@ -99,9 +99,6 @@ pub struct ChannelRow {
     pub active_ms: u64,
 }
 
-/// Invitations in one answer.
-const INVITATIONS_MAX: usize = 1_000;
-
 /// What stands for or against a user in a channel.
 #[derive(Clone, Debug)]
 pub struct MarkRow {
@@ -328,12 +325,17 @@ impl Administration {
         Ok((rows, total))
     }
 
-    /// Channels that the user is invited to, with their names.
+    /// Channels above `after` that the user is invited to, by ascending id, with their names, at most `limit`.
     ///
     /// # Errors
     /// Of the router.
-    pub async fn invitations(&self, user: UserId) -> Outcome<Vec<(ChannelId, String)>> {
-        Ok(self.router.invitations(user, INVITATIONS_MAX).await?)
+    pub async fn invitations(
+        &self,
+        user: UserId,
+        after: ChannelId,
+        limit: usize,
+    ) -> Outcome<Vec<(ChannelId, String)>> {
+        Ok(self.router.invitations(user, after, limit).await?)
     }
 
     /// Writes whether the user takes direct messages from the other.

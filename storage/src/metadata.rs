@@ -81,7 +81,8 @@ pub trait Metadata: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Unavailable`.
-    fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<ChannelId>, StoreError>;
+    fn invitations(&self, user: UserId, after: ChannelId, limit: usize)
+    -> Result<Vec<ChannelId>, StoreError>;
 
     /// Writes whether `user` takes direct messages from `blocked`. Durable on return. Gives `false`, and writes nothing,
     /// where the user blocks `most` others already.

@@ -155,11 +155,13 @@ pub enum MarkKind {
     Invited = 3,
     /// Asked to come in.
     Requested = 4,
+    /// Turned an invitation down, or was turned down: for a while it does not begin anew.
+    Declined = 5,
 }
 
 impl MarkKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Muted, Self::Banned, Self::Invited, Self::Requested];
+    pub const ALL: [Self; 5] = [Self::Muted, Self::Banned, Self::Invited, Self::Requested, Self::Declined];
 
     /// The kind of that number.
     pub fn from_u8(value: u8) -> Option<Self> {

@@ -19,15 +19,20 @@ use crate::{
     writer::Job,
 };
 
+/// What a RECEIPT says, as far as that needs no channel.
+pub fn read_receipt(frame: &Frame) -> Result<wire::Receipt, Code> {
+    let receipt: wire::Receipt = frame.decode()?;
+    if receipt.cursors.len() == 1 { Ok(receipt) } else { Err(Code::BAD_FIELD) }
+}
+
 /// Between two RECEIPT frames of a channel.
 const SHOWN_EVERY: Duration = Duration::from_secs(1);
 
 impl Channel {
     /// RECEIPT.
     pub(super) fn receipt(&mut self, desk: &mut Desk, origin: Origin, frame: &Frame) {
-        let code = match frame.decode::<wire::Receipt>() {
+        let code = match read_receipt(frame) {
             Err(code) => code,
-            Ok(receipt) if receipt.cursors.len() != 1 => Code::BAD_FIELD,
             Ok(_) if self.members.get(origin.user).is_none() => Code::NOT_A_MEMBER,
             Ok(receipt) => {
                 let cursor = &receipt.cursors[0];

@@ -173,7 +173,7 @@ impl Channel {
 
     /// Members, roles, settings, marks; word to those concerned and to the owners of their lists.
     fn take_effect(&mut self, desk: &mut Desk, item: &Sequenced, row: OutboxRow) {
-        let seq = item.entry.seq;
+        let (seq, now_ms) = (item.entry.seq, desk.context.now_ms());
         match &item.effect {
             Effect::None | Effect::Recalled(_) => {}
             Effect::Joined(users, role) => {
@@ -187,7 +187,7 @@ impl Channel {
                 for user in users {
                     self.members.leave(*user, seq);
                     self.cursors.forget(*user);
-                    let mut state = self.state_for(*user, seq.saturating_sub(1));
+                    let mut state = self.state_for(*user, seq.saturating_sub(1), now_ms);
                     // What the channel is called or holds is no business of theirs any more.
                     state.head = seq;
                     state.members = 0;
@@ -217,37 +217,48 @@ impl Channel {
         }
         for change in &item.marks {
             self.marks.apply(change);
-            match change.mark.kind {
-                MarkKind::Muted => self.tell_state(desk, change.mark.user),
-                MarkKind::Invited => self.tell_invited(desk, change),
-                MarkKind::Banned | MarkKind::Requested => {}
+            if change.mark.kind == MarkKind::Muted {
+                self.tell_state(desk, change.mark.user);
             }
+        }
+        for stands in [true, false] {
+            self.tell_invited(desk, &item.marks, stands);
         }
     }
 
     /// Tells a member's sessions how it stands.
     fn tell_state(&self, desk: &mut Desk, user: UserId) {
         for listener in self.audience.of_user(user) {
-            let frames = frames::channel(0, &self.state_for(user, self.sent_to(listener.gateway)));
+            let position = self.sent_to(listener.gateway);
+            let frames = frames::channel(0, &self.state_for(user, position, desk.context.now_ms()));
             desk.gateways.tell_at(listener.gateway, Down::Reply { handle: listener.handle, frames });
         }
     }
 
-    /// Word to a user's sessions that the channel may be joined, or no longer. What it is called, and no more.
-    fn tell_invited(&self, desk: &Desk, change: &MarkChange) {
-        if self.members.get(change.mark.user).is_some() {
+    /// Word to users' sessions that the channel may be joined, or no longer. What it is called, and no more.
+    fn tell_invited(&self, desk: &Desk, marks: &[MarkChange], stands: bool) {
+        let mut by_shard: std::collections::BTreeMap<u16, Vec<UserId>> = Default::default();
+        let is_about =
+            |change: &&MarkChange| change.mark.kind == MarkKind::Invited && change.stands == stands;
+        for user in marks.iter().filter(is_about).map(|change| change.mark.user) {
+            if self.members.get(user).is_none() {
+                by_shard.entry(desk.context.shard_of(user.shard())).or_default().push(user);
+            }
+        }
+        if by_shard.is_empty() {
             return;
         }
         let state = wire::ChannelState {
             channel: self.id().0,
             kind: i32::from(self.row.kind),
             name: self.row.name.clone(),
-            invited: change.stands,
+            invited: stands,
             ..Default::default()
         };
-        let user = change.mark.user;
-        let shard = desk.context.shard_of(user.shard());
-        desk.context.post(shard, Event::Tell(user, frames::channel(0, &state)));
+        let frames = frames::channel(0, &state);
+        for (shard, users) in by_shard {
+            desk.context.post(shard, Event::Tell(users, frames.clone()));
+        }
     }
 
     fn tell_lists(&self, desk: &Desk, users: &[UserId], seq: u64, listed: bool, row: OutboxRow) {

@@ -1,11 +1,22 @@
 //! Who may do what in a channel, as it stands when the entry gets its place: checked by the owner, so that the write and
 //! what allows it go by the same state.
 
-use fanfare_proto::{Code, UserId, limits::MEMBERS_MAX, wire};
+use fanfare_proto::{
+    Code, UserId,
+    limits::{CLIENT_ID_AGE_MAX, CLIENT_ID_AHEAD_MAX, MEMBERS_MAX},
+    wire,
+};
 use fanfare_storage::model::{Mark, MarkChange, MarkKind, Settings};
 
 use super::{Channel, Effect, Waiting};
 use crate::{members::role, send::Meaning};
+
+/// How long it is known who turned down or was turned down: as long as the send that did it, or asked, may be repeated.
+const DECLINED_KEPT_MS: u64 = (CLIENT_ID_AGE_MAX.as_millis() + CLIENT_ID_AHEAD_MAX.as_millis()) as u64;
+/// How long invitations and requests do not begin anew after that.
+const DECLINED_COUNTS_MS: u64 = 3_600_000;
+/// Marks past their time that one entry takes away.
+const OVER_PER_ENTRY_MAX: usize = 64;
 
 /// What an entry that is allowed changes beside the log.
 pub struct Allowed {
@@ -39,6 +50,17 @@ impl Channel {
 
     /// Whether the send is allowed as the channel stands, and what it changes.
     pub(super) fn allow(&self, waiting: &Waiting, seq: u64, now_ms: u64) -> Result<Allowed, Code> {
+        let mut allowed = self.allow_only(waiting, seq, now_ms)?;
+        if !allowed.marks.is_empty() {
+            // Before what is set: the same mark may be.
+            let over = self.marks.over(now_ms, OVER_PER_ENTRY_MAX);
+            let taken = over.map(|mark| self.change(Mark { seq, ..*mark }, false));
+            allowed.marks.splice(0..0, taken.collect::<Vec<_>>());
+        }
+        Ok(allowed)
+    }
+
+    fn allow_only(&self, waiting: &Waiting, seq: u64, now_ms: u64) -> Result<Allowed, Code> {
         let sender = waiting.sender;
         let Some(standing) = self.members.get(sender) else {
             return self.allow_stranger(sender, &waiting.meaning, seq, now_ms);
@@ -135,15 +157,14 @@ impl Channel {
                 let new = self.strangers(users)?;
                 need(role::ADMIN)?;
                 self.none_is_banned(&new, now_ms)?;
+                if new.iter().any(|user| self.has_just_declined(*user, now_ms)) {
+                    return Err(Code::FORBIDDEN);
+                }
                 self.set(MarkKind::Invited, &new, 0, seq, now_ms)
             }
             Meaning::Declined { users } => {
                 need(role::ADMIN)?;
-                let marks = self.doors_closed(users, seq);
-                if marks.is_empty() {
-                    return Err(Code::NO_CHANGE);
-                }
-                Ok(Allowed { effect: Effect::None, marks })
+                self.decline(users, seq, now_ms)
             }
             Meaning::Banned { users, until_ms } => {
                 need(role::ADMIN)?;
@@ -159,7 +180,7 @@ impl Channel {
             }
             Meaning::Unbanned { users } => {
                 need(role::ADMIN)?;
-                self.lift(MarkKind::Banned, users, seq)
+                self.lift(MarkKind::Banned, users, seq, now_ms)
             }
             Meaning::Muted { users, until_ms } => {
                 need(role::ADMIN)?;
@@ -170,7 +191,7 @@ impl Channel {
             Meaning::Unmuted { users } => {
                 need(role::ADMIN)?;
                 self.may_act_on(own, &self.members_of(users))?;
-                self.lift(MarkKind::Muted, users, seq)
+                self.lift(MarkKind::Muted, users, seq, now_ms)
             }
         }
     }
@@ -190,9 +211,10 @@ impl Channel {
         let marks = self.doors_closed(&[user], seq);
         let is_banned = self.marks.get(user, MarkKind::Banned, now_ms).is_some();
         match meaning {
-            Meaning::Declined { .. } => Ok(Allowed { effect: Effect::None, marks }),
+            Meaning::Declined { users } => self.decline(users, seq, now_ms),
             _ if is_banned => Err(Code::BANNED),
             Meaning::Requested if !marks.is_empty() => Err(Code::NO_CHANGE),
+            Meaning::Requested if self.has_just_declined(user, now_ms) => Err(Code::FORBIDDEN),
             Meaning::Requested => self.set(MarkKind::Requested, &[user], 0, seq, now_ms),
             _ if !self.joins_by(wire::JoinPolicy::OpenToAll)
                 && self.marks.get(user, MarkKind::Invited, now_ms).is_none() =>
@@ -205,8 +227,8 @@ impl Channel {
         }
     }
 
-    /// Messages and edits.
-    fn may_post(&self, sender: UserId, own: u8, now_ms: u64) -> Result<(), Code> {
+    /// Messages, edits, typing.
+    pub(super) fn may_post(&self, sender: UserId, own: u8, now_ms: u64) -> Result<(), Code> {
         let for_admins = i32::from(self.row.posting) == wire::PostingPolicy::AdminsOnly as i32;
         if for_admins && own < role::ADMIN {
             return Err(Code::FORBIDDEN);
@@ -215,7 +237,7 @@ impl Channel {
     }
 
     /// Whatever others are shown: messages, edits, reactions, typing.
-    pub(super) fn may_speak(&self, sender: UserId, now_ms: u64) -> Result<(), Code> {
+    fn may_speak(&self, sender: UserId, now_ms: u64) -> Result<(), Code> {
         if self.is_direct() {
             return if self.is_blocked(sender) { Err(Code::BLOCKED) } else { Ok(()) };
         }
@@ -262,18 +284,43 @@ impl Channel {
     /// What takes the users' invitations and requests away.
     fn doors_closed(&self, users: &[UserId], seq: u64) -> Vec<MarkChange> {
         let kinds = [MarkKind::Invited, MarkKind::Requested];
-        kinds.into_iter().flat_map(|kind| self.taken_away(kind, users, seq)).collect()
+        kinds.into_iter().flat_map(|kind| self.taken_away(kind, users, seq, 0)).collect()
     }
 
-    fn taken_away(&self, kind: MarkKind, users: &[UserId], seq: u64) -> Vec<MarkChange> {
-        let standing = users.iter().filter_map(|user| self.marks.get(*user, kind, 0));
-        let change =
-            |mark: &Mark| MarkChange { channel: self.id(), mark: Mark { seq, ..*mark }, stands: false };
-        standing.map(change).collect()
+    fn has_just_declined(&self, user: UserId, now_ms: u64) -> bool {
+        let counts_until = |mark: &Mark| mark.until_ms.saturating_sub(DECLINED_KEPT_MS - DECLINED_COUNTS_MS);
+        self.marks.get(user, MarkKind::Declined, now_ms).is_some_and(|mark| counts_until(mark) > now_ms)
     }
 
-    fn lift(&self, kind: MarkKind, users: &[UserId], seq: u64) -> Result<Allowed, Code> {
-        let marks = self.taken_away(kind, users, seq);
+    /// The users' invitations and requests are gone, and it is known for a while that they were.
+    fn decline(&self, users: &[UserId], seq: u64, now_ms: u64) -> Result<Allowed, Code> {
+        let mut marks = self.doors_closed(users, seq);
+        if marks.is_empty() {
+            return Err(Code::NO_CHANGE);
+        }
+        let until_ms = now_ms + DECLINED_KEPT_MS;
+        let declined: Vec<MarkChange> = marks
+            .iter()
+            .map(|gone| Mark { user: gone.mark.user, kind: MarkKind::Declined, until_ms, seq })
+            .map(|mark| self.change(mark, true))
+            .collect();
+        if !self.marks.is_full(MarkKind::Declined, declined.len()) {
+            marks.extend(declined);
+        }
+        Ok(Allowed { effect: Effect::None, marks })
+    }
+
+    fn change(&self, mark: Mark, stands: bool) -> MarkChange {
+        MarkChange { channel: self.id(), mark, stands }
+    }
+
+    fn taken_away(&self, kind: MarkKind, users: &[UserId], seq: u64, now_ms: u64) -> Vec<MarkChange> {
+        let standing = users.iter().filter_map(|user| self.marks.get(*user, kind, now_ms));
+        standing.map(|mark| self.change(Mark { seq, ..*mark }, false)).collect()
+    }
+
+    fn lift(&self, kind: MarkKind, users: &[UserId], seq: u64, now_ms: u64) -> Result<Allowed, Code> {
+        let marks = self.taken_away(kind, users, seq, now_ms);
         if marks.is_empty() { Err(Code::NO_CHANGE) } else { Ok(Allowed { effect: Effect::None, marks }) }
     }
 
@@ -292,16 +339,14 @@ impl Channel {
             self.marks.get(**user, kind, now_ms).is_none_or(|mark| mark.until_ms != until_ms)
         };
         let mark = |user: &UserId| Mark { user: *user, kind, until_ms, seq };
-        let marks: Vec<MarkChange> = users
-            .iter()
-            .filter(is_new)
-            .map(|user| MarkChange { channel: self.id(), mark: mark(user), stands: true })
-            .collect();
+        let marks: Vec<MarkChange> =
+            users.iter().filter(is_new).map(|user| self.change(mark(user), true)).collect();
         if marks.is_empty() {
             return Err(Code::NO_CHANGE);
         }
         let more = marks.iter().filter(|change| self.marks.get(change.mark.user, kind, 0).is_none()).count();
-        if self.marks.is_full(kind, more) {
+        let over = self.marks.over(now_ms, OVER_PER_ENTRY_MAX).filter(|mark| mark.kind == kind).count();
+        if self.marks.is_full(kind, more.saturating_sub(over)) {
             return Err(Code::CHANNEL_FULL);
         }
         Ok(Allowed { effect: Effect::None, marks })

@@ -97,9 +97,10 @@ impl Channel {
         }
     }
 
-    /// Members, those who were, and those who come or ask to: only they can have an entry here.
+    /// Members, those who were, those who come or ask to, and those whom that was granted to or not: only they can have an
+    /// entry here.
     fn may_ever_have_sent(&self, user: UserId, meaning: &Meaning) -> bool {
-        self.members.was_ever(user) || self.is_knock(user, meaning)
+        self.members.was_ever(user) || self.marks.knows(user) || self.is_knock(user, meaning)
     }
 
     /// The next thing that has to be known before the send may be queued; queues it where nothing is.
@@ -126,12 +127,15 @@ impl Channel {
             }
         }
         if !waiting.users_checked {
-            let named = waiting.meaning.named().iter();
-            let unknown: Vec<UserId> = named
-                .copied()
-                .filter(|user| *user != waiting.sender && !self.members.was_ever(*user))
-                .collect();
-            if !unknown.is_empty() {
+            let others = waiting.meaning.named().iter().copied().filter(|user| *user != waiting.sender);
+            // Whom they block may neither add nor invite them, also where they were members once.
+            let comes_in = matches!(waiting.meaning, Meaning::Joined { .. } | Meaning::Invited { .. });
+            let users: Vec<UserId> = if comes_in {
+                others.filter(|user| self.members.get(*user).is_none()).collect()
+            } else {
+                others.filter(|user| !self.members.was_ever(*user)).collect()
+            };
+            if !users.is_empty() {
                 // Who may not name anybody shall not learn who exists, nor make the stores work.
                 let refusal = match self.members.get(waiting.sender) {
                     None => Some(Code::NOT_A_MEMBER),
@@ -142,7 +146,7 @@ impl Channel {
                 if let Some(code) = refusal {
                     return self.refuse(desk, waiting, code);
                 }
-                return self.look_up_users(desk, waiting, unknown);
+                return self.look_up_users(desk, waiting, users, comes_in);
             }
         }
         self.pending.push_back(waiting);
@@ -271,11 +275,15 @@ impl Channel {
         });
     }
 
-    fn look_up_users(&mut self, desk: &mut Desk, waiting: Waiting, users: Vec<UserId>) {
+    fn look_up_users(&mut self, desk: &mut Desk, waiting: Waiting, users: Vec<UserId>, comes_in: bool) {
+        let sender = waiting.sender;
         self.park(desk, waiting, move |metadata, _| {
             for user in users {
                 if metadata.user(user)?.is_none() {
                     return Ok(Check::Refused(Code::NO_SUCH_USER));
+                }
+                if comes_in && metadata.is_blocked(user, sender)? {
+                    return Ok(Check::Refused(Code::BLOCKED));
                 }
             }
             Ok(Check::Users)

@@ -88,7 +88,7 @@ impl Channel {
             (_, Some((_, seq))) => seq.max(floor),
         }
         .min(head);
-        let state = self.state_for(origin.user, position);
+        let state = self.state_for(origin.user, position, desk.context.now_ms());
         let mut out = match cause {
             Cause::Joined(_) => frames::channel(0, &state).to_vec(),
             Cause::Sync { .. } => {
@@ -194,10 +194,11 @@ impl Channel {
         let Ok(typing) = frame.decode::<wire::Typing>() else {
             return desk.gateways.reply(&origin, frames::failed(FrameType::Typing, Code::BAD_BODY));
         };
-        if self.members.get(origin.user).is_none() && !mutant::is("typing-skips-membership") {
+        let role = self.members.get(origin.user).map(|standing| standing.role);
+        if role.is_none() && !mutant::is("typing-skips-membership") {
             return desk.gateways.reply(&origin, frames::failed(FrameType::Typing, Code::NOT_A_MEMBER));
         }
-        if self.may_speak(origin.user, desk.context.now_ms()).is_err() {
+        if self.may_post(origin.user, role.unwrap_or(0), desk.context.now_ms()).is_err() {
             return;
         }
         let now = Instant::now();
@@ -246,7 +247,7 @@ impl Channel {
             Some(standing) => {
                 let start = standing.joined_seq.saturating_sub(1);
                 let position = if self.audience.has(origin) { self.sent_to(origin.gateway) } else { start };
-                frames::channel(request, &self.state_for(origin.user, position))
+                frames::channel(request, &self.state_for(origin.user, position, desk.context.now_ms()))
             }
             None => {
                 frames::refused(FrameType::Open, fanfare_proto::ChannelId(0), request, Code::NOT_A_MEMBER)
@@ -256,7 +257,7 @@ impl Channel {
     }
 
     /// For people.
-    pub(super) fn describe(&self, user: Option<UserId>) -> ChannelSummary {
+    pub(super) fn describe(&self, user: Option<UserId>, now_ms: u64) -> ChannelSummary {
         let mut members: Vec<MemberSummary> = self
             .members
             .iter()
@@ -275,7 +276,7 @@ impl Channel {
             members_total: self.members.len(),
             members,
             sessions: self.audience.len(),
-            state: user.map(|user| self.state_for(user, self.row.head)),
+            state: user.map(|user| self.state_for(user, self.row.head, now_ms)),
             tail_frames: self.tail.len(),
         }
     }

@@ -134,8 +134,13 @@ impl Metadata for Faulty {
         self.inner.marks(channel)
     }
 
-    fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<ChannelId>, StoreError> {
-        self.inner.invitations(user, limit)
+    fn invitations(
+        &self,
+        user: UserId,
+        after: ChannelId,
+        limit: usize,
+    ) -> Result<Vec<ChannelId>, StoreError> {
+        self.inner.invitations(user, after, limit)
     }
 
     fn block(&self, user: UserId, blocked: UserId, stands: bool, most: usize) -> Result<bool, StoreError> {

@@ -304,13 +304,21 @@ impl Metadata for SqliteMetadata {
         rows.into_iter().map(mark).collect()
     }
 
-    fn invitations(&self, user: UserId, limit: usize) -> Result<Vec<ChannelId>, StoreError> {
+    fn invitations(
+        &self,
+        user: UserId,
+        after: ChannelId,
+        limit: usize,
+    ) -> Result<Vec<ChannelId>, StoreError> {
         self.meta.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT channel FROM marks WHERE user = ? AND kind = 3 ORDER BY channel LIMIT ?",
+                    "SELECT channel FROM marks WHERE user = ? AND kind = 3 AND channel > ?
+                     ORDER BY channel LIMIT ?",
                 )?
-                .query_map([sql(user.0), limit_of(limit)], |row| unsigned(row, 0).map(ChannelId))?
+                .query_map([sql(user.0), sql(after.0), limit_of(limit)], |row| {
+                    unsigned(row, 0).map(ChannelId)
+                })?
                 .collect()
         })
     }

@@ -32,8 +32,8 @@ type Wrote = Result<(StatusCode, Json<Written>), Problem>;
 
 /// Marks in one answer.
 const MARKS_PAGE: usize = 1_000;
-/// Blocks in one answer.
-const BLOCKS_PAGE: usize = 1_000;
+/// Blocks or invitations in one answer.
+const PAGE: usize = 1_000;
 /// All marks there can be.
 const SKIP_MAX: usize = MarkKind::ALL.len() * fanfare_router::MARKS_MAX;
 
@@ -211,12 +211,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Marked {
     }
 }
 
+impl Marked {
+    fn not_set(&self) -> Problem {
+        Problem::new(
+            Code::BAD_FIELD,
+            "`declined` is what remains of `invited` and `requested`: set or take those",
+        )
+    }
+}
+
 fn name_of(kind: MarkKind) -> &'static str {
     match kind {
         MarkKind::Muted => "muted",
         MarkKind::Banned => "banned",
         MarkKind::Invited => "invited",
         MarkKind::Requested => "requested",
+        MarkKind::Declined => "declined",
     }
 }
 
@@ -230,7 +240,8 @@ struct MarksBody {
 
 #[derive(Serialize, ToSchema)]
 struct MarkBody {
-    /// `muted`, `banned`, `invited` or `requested`.
+    /// `muted`, `banned`, `invited`, `requested`, or `declined`: turned an invitation down or was turned down, and within an hour
+    /// neither asks nor is invited again.
     kind: String,
     user: String,
     name: String,
@@ -245,7 +256,7 @@ struct MarkBody {
 #[into_params(parameter_in = Query)]
 struct MarksAsked {
     /// How many to pass over.
-    #[param(minimum = 0, maximum = 40000)]
+    #[param(minimum = 0, maximum = 50000)]
     skip: Option<usize>,
 }
 
@@ -312,6 +323,7 @@ async fn set_mark(
         MarkKind::Banned => Change::Banned,
         MarkKind::Invited => Change::Invited,
         MarkKind::Requested => Change::Requested,
+        MarkKind::Declined => return Err(marked.not_set()),
     };
     let key = Key::of(asked.client_message_id.as_deref())?;
     let users = vec![marked.user];
@@ -333,6 +345,7 @@ async fn take_mark(State(node): Node, caller: Caller, marked: Marked, Asked(keye
         MarkKind::Muted => Change::Unmuted,
         MarkKind::Banned => Change::Unbanned,
         MarkKind::Invited | MarkKind::Requested => Change::Declined,
+        MarkKind::Declined => return Err(marked.not_set()),
     };
     let membership =
         wire::Membership { change: change.into(), users: vec![marked.user], ..Default::default() };
@@ -344,6 +357,8 @@ async fn take_mark(State(node): Node, caller: Caller, marked: Marked, Asked(keye
 struct InvitationsBody {
     /// By ascending id, at most 1,000.
     invitations: Vec<InvitationBody>,
+    /// Ask on with this as `after`; null where these were the last.
+    next: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -353,12 +368,18 @@ struct InvitationBody {
 }
 
 /// The groups you are invited to
-#[utoipa::path(get, path = "/v1/invitations", tag = "channels", security(("token" = [])),
+#[utoipa::path(get, path = "/v1/invitations", tag = "channels", security(("token" = [])), params(Paged),
     responses((status = 200, body = InvitationsBody), Refusals))]
-async fn invitations(State(node): Node, caller: Caller) -> Answer<InvitationsBody> {
-    let rows = node.administration.invitations(caller.user.user).await?;
+async fn invitations(
+    State(node): Node,
+    caller: Caller,
+    Asked(asked): Asked<Paged>,
+) -> Answer<InvitationsBody> {
+    let after = ChannelId(asked.after()?);
+    let rows = node.administration.invitations(caller.user.user, after, PAGE).await?;
+    let next = (rows.len() == PAGE).then(|| rows.last().map(|(channel, _)| channel.to_string())).flatten();
     let body = |(channel, name): (ChannelId, String)| InvitationBody { channel: channel.to_string(), name };
-    Ok(Json(InvitationsBody { invitations: rows.into_iter().map(body).collect() }))
+    Ok(Json(InvitationsBody { invitations: rows.into_iter().map(body).collect(), next }))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -378,22 +399,26 @@ struct BlockBody {
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct BlocksAsked {
-    /// Users with an id above this one.
+struct Paged {
+    /// What has an id above this one.
     #[param(value_type = Option<String>, pattern = "^[1-9][0-9]{0,18}$")]
     after: Option<String>,
 }
 
+impl Paged {
+    fn after(&self) -> Result<u64, Problem> {
+        let Some(after) = &self.after else { return Ok(0) };
+        id(after).ok_or_else(|| Problem::new(Code::BAD_FIELD, "`after` is not an id"))
+    }
+}
+
 /// Whom you take no direct messages from
-#[utoipa::path(get, path = "/v1/blocks", tag = "accounts", security(("token" = [])), params(BlocksAsked),
+#[utoipa::path(get, path = "/v1/blocks", tag = "accounts", security(("token" = [])), params(Paged),
     responses((status = 200, body = BlocksBody), Refusals))]
-async fn blocks(State(node): Node, caller: Caller, Asked(asked): Asked<BlocksAsked>) -> Answer<BlocksBody> {
-    let after = match &asked.after {
-        Some(after) => id(after).ok_or_else(|| Problem::new(Code::BAD_FIELD, "`after` is not an id"))?,
-        None => 0,
-    };
-    let rows = node.administration.blocks(caller.user.user, UserId(after), BLOCKS_PAGE).await?;
-    let next = (rows.len() == BLOCKS_PAGE).then(|| rows.last().map(|(user, _)| user.to_string())).flatten();
+async fn blocks(State(node): Node, caller: Caller, Asked(asked): Asked<Paged>) -> Answer<BlocksBody> {
+    let after = UserId(asked.after()?);
+    let rows = node.administration.blocks(caller.user.user, after, PAGE).await?;
+    let next = (rows.len() == PAGE).then(|| rows.last().map(|(user, _)| user.to_string())).flatten();
     let body = |(user, name): (UserId, String)| BlockBody { user: user.to_string(), name };
     Ok(Json(BlocksBody { blocks: rows.into_iter().map(body).collect(), next }))
 }
