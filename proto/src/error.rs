@@ -103,7 +103,7 @@ codes! {
     PASSWORD_LENGTH = 3015, Never, "A password has at least 8 characters and at most 256 bytes.", "Choose another password.";
     MUTED = 3016, Never, "You are muted in this channel.", "Wait until the mute ends, or ask an admin of the channel.";
     BANNED = 3017, Never, "A user that the request names, or you, may not come into this channel.", "Ask an admin of the channel to lift the ban.";
-    BLOCKED = 3018, Never, "The other one takes no direct messages from you.", "Nothing: it is their choice.";
+    BLOCKED = 3018, Never, "A user whom you write to, add or invite has blocked you.", "Nothing: it is their choice.";
 
     RATE_LIMITED = 4001, BackOff, "Too many requests in too short a time.", "Wait as long as the answer says.";
     BODY_TOO_LARGE = 4002, Never, "The body is over 16 KiB, or the whole entry over 24 KiB.", "Split it, or send it as an attachment.";
