@@ -42,7 +42,7 @@ impl std::fmt::Debug for Passwords {
 }
 
 impl Passwords {
-    /// As many at once as the machine has cores. Blocks for one hash.
+    /// As many at once as the machine has cores beside one, which everybody else finds free. Blocks for one hash.
     ///
     /// # Errors
     /// `INTERNAL` where the system has no random numbers.
@@ -52,11 +52,12 @@ impl Passwords {
         let mut nobody = [0_u8; 32];
         aws_lc_rs::rand::fill(&mut nobody).map_err(|_| Code::INTERNAL)?;
         let decoy = argon2.hash_password(&nobody).map_err(|_| Code::INTERNAL)?.to_string();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let at_once =
+            std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1));
         Ok(Self {
             argon2,
-            turns: Arc::new(Semaphore::new(cores)),
-            places: Arc::new(Semaphore::new(cores + WAITING_MAX)),
+            turns: Arc::new(Semaphore::new(at_once)),
+            places: Arc::new(Semaphore::new(at_once + WAITING_MAX)),
             decoy: decoy.into(),
         })
     }
