@@ -840,21 +840,6 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, serializer: S) ->
     serializer.collect_str(id)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_read_as_something_else_are_refused() {
-        for good in ["alice", "member-12-3", "größe", "echo-bot", "a"] {
-            assert!(check_name(good).is_ok(), "{good}");
-        }
-        for bad in ["", "12", "a b", "@a", "a/b", "a,b", "a\n", &"x".repeat(65)] {
-            assert!(check_name(bad).is_err(), "{bad}");
-        }
-    }
-}
-
 /// As JSON has a history policy.
 fn history_name(policy: i32) -> &'static str {
     if policy == HistoryPolicy::All as i32 { "all" } else { "from_join" }
@@ -877,4 +862,19 @@ fn posting_name(policy: i32) -> &'static str {
 /// Whether a mute until then goes on.
 fn is_ahead(until_ms: &u64) -> bool {
     *until_ms == 0 || *until_ms > clock::now_ms()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_read_as_something_else_are_refused() {
+        for good in ["alice", "member-12-3", "größe", "echo-bot", "a"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "12", "a b", "@a", "a/b", "a,b", "a\n", &"x".repeat(65)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
 }

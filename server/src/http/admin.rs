@@ -10,6 +10,7 @@
 //! GET  /users/USER                      {"user","name",...}
 //! POST /users/USER/token                {"ttl_s"?} -> {"user","name","token","expires_unix_s","expires_at"}
 //! POST /users/USER/password              {"password"}: sets it, and signs the user out everywhere
+//!                                       (for an administrator, a token or a password comes by admin.json's token alone)
 //! POST /users/USER/disabled              {"disabled":bool}: out everywhere and not let in, or let in again
 //! GET  /users/USER/export                everything the server holds about the user, as lines of JSON (docs/how-to/export-a-user.md)
 //! POST /users/USER/revoke                signs the user out everywhere: logins, tokens, resume secrets, sessions
@@ -41,7 +42,7 @@ use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, Request, State, rejection::QueryRejection},
     http::{StatusCode, header},
@@ -61,6 +62,7 @@ use super::{
     problem::{Problem, parse},
 };
 use crate::{
+    accounts::administrators::Authority,
     clock,
     node::NodeState,
     token::{IssuedToken, TTL_MAX},
@@ -110,10 +112,11 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route_layer(middleware::from_fn_with_state(state, authorized))
 }
 
-async fn authorized(State(node): Node, request: Request, next: Next) -> Result<Response, Problem> {
+async fn authorized(State(node): Node, mut request: Request, next: Next) -> Result<Response, Problem> {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if verify_slices_are_equal(given.as_bytes(), node.admin_token.as_bytes()).is_ok() {
+        request.extensions_mut().insert(Authority::Folder);
         return Ok(next.run(request).await);
     }
     // The folder's token is hexadecimal: what has dots can be a person's alone.
@@ -121,7 +124,10 @@ async fn authorized(State(node): Node, request: Request, next: Next) -> Result<R
         return Err(Problem::of(Code::ADMIN_REFUSED));
     }
     match node.accounts.administrator(given).await {
-        Ok(_) => Ok(next.run(request).await),
+        Ok(caller) => {
+            request.extensions_mut().insert(Authority::Administrator(caller));
+            Ok(next.run(request).await)
+        }
         Err(Code::ADMIN_REFUSED) => {
             Err(Problem::new(Code::ADMIN_REFUSED, "the token is not an administrator's").status(403))
         }
@@ -184,7 +190,7 @@ struct NewUsers {
     token_ttl_s: Option<u64>,
 }
 
-async fn add_users(State(node): Node, body: Bytes) -> Answer {
+async fn add_users(State(node): Node, Extension(authority): Extension<Authority>, body: Bytes) -> Answer {
     let new: NewUsers = parse(&body)?;
     if new.names.len() > USERS_MAX {
         return Err(Problem::new(Code::BAD_FIELD, format!("at most {USERS_MAX} users in one request")));
@@ -193,6 +199,7 @@ async fn add_users(State(node): Node, body: Bytes) -> Answer {
     let mut done = Vec::with_capacity(new.names.len());
     for name in &new.names {
         let (user, created) = node.administration.user_made(name, new.full_delivery, false).await?;
+        authority.may_become(user.administrator)?;
         let issued = node.administration.token(&user, ttl)?;
         done.push(json!({
             "user": user.user.to_string(),
@@ -216,9 +223,15 @@ struct TokenWish {
     ttl_s: Option<u64>,
 }
 
-async fn token(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+async fn token(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    Path(user): Path<String>,
+    body: Bytes,
+) -> Answer {
     let wish: TokenWish = if body.is_empty() { TokenWish::default() } else { parse(&body)? };
     let user = node.administration.user(&user).await?;
+    authority.may_become(user.administrator)?;
     let IssuedToken { token, expires_unix_s } = node.administration.token(&user, ttl(wish.ttl_s)?)?;
     Ok(Json(json!({
         "user": user.user.to_string(),
@@ -235,9 +248,15 @@ struct NewPassword {
     password: String,
 }
 
-async fn password(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+async fn password(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    Path(user): Path<String>,
+    body: Bytes,
+) -> Answer {
     let new: NewPassword = parse(&body)?;
     let user = node.administration.user(&user).await?;
+    authority.may_become(user.administrator)?;
     node.accounts.set_password(user.user, &new.password).await?;
     Ok(Json(json!(user)))
 }
