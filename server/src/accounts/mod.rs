@@ -10,7 +10,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use fanfare_gateway::Verifier;
+use fanfare_gateway::{Verified, Verifier};
 use fanfare_proto::{Code, DeviceId, UserId};
 use fanfare_router::Admin;
 use fanfare_storage::{
@@ -97,6 +97,7 @@ pub struct Caller {
     pub device: Option<DeviceId>,
     /// This deployment issued the token itself.
     pub own: bool,
+    token: Verified,
 }
 
 impl Accounts {
@@ -311,7 +312,22 @@ impl Accounts {
     /// # Errors
     /// TOKEN_*, UNKNOWN_USER, REVOKED.
     pub async fn caller(&self, token: &str) -> Result<Caller, Code> {
-        let verified = self.verifier.verify(token, clock::now_ms())?;
+        let token = self.verifier.verify(token, clock::now_ms())?;
+        let user = self.standing(&token).await?;
+        Ok(Caller { user, device: token.device.map(|(device, _)| device), own: token.own, token })
+    }
+
+    /// Whether nothing that the caller was let in by was revoked since; that its token has ended meanwhile does not matter.
+    ///
+    /// # Errors
+    /// As of [`Self::caller`]; ADMIN_REFUSED where it is to be an administrator and is none (any more).
+    pub async fn still(&self, caller: &Caller, administrator: bool) -> Result<(), Code> {
+        let user = self.standing(&caller.token).await?;
+        let dismissed = administrator && user.flags & User::ADMINISTRATOR == 0;
+        if dismissed { Err(Code::ADMIN_REFUSED) } else { Ok(()) }
+    }
+
+    async fn standing(&self, verified: &Verified) -> Result<User, Code> {
         let user = self.router.user(verified.user).await?.ok_or(Code::UNKNOWN_USER)?;
         if user.flags & User::DISABLED != 0 || verified.issued_s < user.tokens_from_s {
             return Err(Code::REVOKED);
@@ -323,7 +339,7 @@ impl Accounts {
                 return Err(Code::REVOKED);
             }
         }
-        Ok(Caller { user, device: verified.device.map(|(device, _)| device), own: verified.own })
+        Ok(user)
     }
 
     /// Changes the password of a user that knows the old one: everything else it proved itself with is void.

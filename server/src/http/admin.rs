@@ -280,9 +280,13 @@ async fn revoke_all(State(node): Node, Path(user): Path<String>) -> Answer {
     Ok(Json(json!(user)))
 }
 
-async fn export(State(node): Node, Path(user): Path<String>) -> Result<Response, Problem> {
+async fn export(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    Path(user): Path<String>,
+) -> Result<Response, Problem> {
     let user = node.administration.user(&user).await?;
-    Ok(answer(node.exports.begin(user.user).await?))
+    Ok(answer(node.exports.begin(user.user, authority).await?))
 }
 
 fn ttl(wish_s: Option<u64>) -> Result<Duration, Problem> {
