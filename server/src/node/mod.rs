@@ -245,7 +245,8 @@ impl Node {
             draining: AtomicBool::new(false),
             metrics,
         });
-        let http = HttpServer::start(listener, http::routes(Arc::clone(&state)))?;
+        let http =
+            HttpServer::start(listener, http::routes(Arc::clone(&state)), configuration.proxies.into())?;
         let bot = if dev && seed == Seed::Demo { Some(EchoBot::start(&state).await?) } else { None };
         let file = AdminFile {
             schema: "fanfare.admin/v1".into(),
