@@ -1,5 +1,5 @@
-//! Everything the server holds about one user, as lines of JSON: the account, devices, logins (no secrets), sessions, channels,
-//! and the messages the user sent. Read page by page while it is written, so that an export of any length costs the same memory;
+//! Everything the server holds about one user, as lines of JSON: the account, devices, logins (no secrets), sessions, blocks,
+//! what stands for or against it in channels, channels, and the messages and reactions that the user sent. Read page by page while it is written, so that an export of any length costs the same memory;
 //! a reader that does not read ends it, and so does a revocation of who asked for it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     accounts::{Accounts, Caller, administrators::Authority, throttle::Throttle},
-    administration::{UserRow, role_name},
+    administration::{UserRow, mark_name, role_name},
     clock,
     failure::{Failure, Outcome},
 };
@@ -38,7 +38,7 @@ pub const BEGUN_MAX: u32 = 6;
 pub const BEGUN_WITHIN: Duration = Duration::from_secs(3600);
 /// How long a reader may take nothing.
 pub const STALL_MAX: Duration = Duration::from_secs(15);
-/// Memberships, past ones too, that are looked at; the end says where there were more.
+/// Memberships, past ones too, that are looked at, and marks; the end says where there were more.
 const MEMBERSHIPS_MAX: usize = 100_000;
 /// Bytes that are gathered before they are written.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -201,19 +201,29 @@ impl Exports {
         let mut memberships = self.read(move |store| store.memberships_of(id, MEMBERSHIPS_MAX + 1)).await?;
         let more = memberships.len() > MEMBERSHIPS_MAX;
         memberships.truncate(MEMBERSHIPS_MAX);
-        let mut messages: u64 = 0;
+        let mut sent = Counts::default();
         for stretches in memberships.chunk_by(|one, other| one.channel == other.channel) {
             let Some(channel) = stretches.first().map(|stretch| stretch.channel) else { continue };
             self.may_go_on(asker, lines).await?;
             self.channel(id, channel, stretches, lines).await?;
             match self.messages(id, channel, asker, lines).await {
-                Ok(count) => messages += count,
+                Ok(count) => {
+                    sent.messages += count.messages;
+                    sent.reactions += count.reactions;
+                }
                 // Nothing of it may be seen any more.
                 Err(Stopped::Failed(Failure { code: Some(Code::NOT_A_MEMBER), .. })) => {}
                 Err(stopped) => return Err(stopped),
             }
         }
-        lines.add(&json!({ "type": "end", "messages": messages, "channels_left_out": more })).await
+        lines
+            .add(&json!({
+                "type": "end",
+                "messages": sent.messages,
+                "reactions": sent.reactions,
+                "channels_left_out": more,
+            }))
+            .await
     }
 
     async fn account(&self, user: &User, lines: &mut Lines) -> Result<(), Stopped> {
@@ -257,6 +267,20 @@ impl Exports {
                     "device": session.device.to_string(),
                     "device_name": session.device_name,
                     "since": clock::rfc3339(session.since_ms),
+                }))
+                .await?;
+        }
+        for blocked in self.router.blocks(id).await? {
+            lines.add(&json!({ "type": "block", "user": blocked.to_string() })).await?;
+        }
+        for (channel, mark) in self.read(move |store| store.marks_of(id, MEMBERSHIPS_MAX)).await? {
+            lines
+                .add(&json!({
+                    "type": "mark",
+                    "channel": channel.to_string(),
+                    "kind": mark_name(mark.kind),
+                    "until": (mark.until_ms > 0).then(|| clock::rfc3339(mark.until_ms)),
+                    "seq": mark.seq,
                 }))
                 .await?;
         }
@@ -306,28 +330,33 @@ impl Exports {
             .await
     }
 
-    /// The messages of the user in a channel, newest first, as far as it may see them; gives how many.
+    /// The messages and reactions of the user in a channel, newest first, as far as it may see them; gives how many.
     async fn messages(
         &self,
         user: UserId,
         channel: ChannelId,
         asker: &Asker,
         lines: &mut Lines,
-    ) -> Result<u64, Stopped> {
-        let (mut before, mut count) = (0, 0);
+    ) -> Result<Counts, Stopped> {
+        let (mut before, mut count) = (0, Counts::default());
         loop {
             self.may_go_on(asker, lines).await?;
             let fetch = wire::Fetch { messages_max: FETCH_MESSAGES_MAX, before, ..wire::Fetch::default() };
             let pages = self.again(|| self.router.history(channel, Some(user), fetch)).await?;
-            let mut sent = Vec::new();
+            let (mut sent, mut reactions) = (Vec::new(), Vec::new());
             for page in &pages {
-                sent_in(page, user, &mut sent)?;
+                sent_in(page, user, &mut sent, &mut reactions)?;
             }
             sent.sort_unstable_by_key(|message| std::cmp::Reverse(message.seq));
+            reactions.sort_unstable_by_key(|reaction| std::cmp::Reverse(reaction.seq));
             for message in &sent {
                 lines.add(&message.json(channel)).await?;
-                count += 1;
             }
+            for reaction in &reactions {
+                lines.add(&reaction.json(channel)).await?;
+            }
+            count.messages += sent.len() as u64;
+            count.reactions += reactions.len() as u64;
             let first = pages.iter().filter(|page| page.first <= page.last).map(|page| page.first).min();
             let complete = pages.iter().any(|page| page.complete);
             match first {
@@ -417,6 +446,36 @@ impl Lines {
     }
 }
 
+/// How much was written.
+#[derive(Default)]
+struct Counts {
+    messages: u64,
+    reactions: u64,
+}
+
+/// A reaction of the user, set or taken back.
+struct Reacted {
+    seq: u64,
+    id: MessageId,
+    target: u64,
+    emoji: String,
+    removed: bool,
+}
+
+impl Reacted {
+    fn json(&self, channel: ChannelId) -> Value {
+        json!({
+            "type": "reaction",
+            "channel": channel.to_string(),
+            "seq": self.seq,
+            "message_seq": self.target,
+            "time": clock::rfc3339(self.id.time_ms()),
+            "emoji": self.emoji,
+            "removed": self.removed,
+        })
+    }
+}
+
 /// A message of the user.
 struct Sent {
     seq: u64,
@@ -426,14 +485,24 @@ struct Sent {
     recalled: bool,
 }
 
-/// Adds a page's messages of that sender, each with its newest body.
-fn sent_in(page: &wire::Page, user: UserId, sent: &mut Vec<Sent>) -> Result<(), Code> {
+/// Adds a page's messages of that sender, each with its newest body, and its reactions.
+fn sent_in(
+    page: &wire::Page,
+    user: UserId,
+    sent: &mut Vec<Sent>,
+    reactions: &mut Vec<Reacted>,
+) -> Result<(), Code> {
     let begin = sent.len();
     for frame in Frame::iter(page.frames.clone()) {
         let entry = Entry::decode(&frame?)?;
         let body = match entry.content {
             _ if entry.sender != user => continue,
             Some(Content::Message(body)) => Some(body),
+            Some(Content::Reaction(reaction)) => {
+                let wire::Reaction { emoji, remove: removed, target, .. } = reaction;
+                reactions.push(Reacted { seq: entry.seq, id: entry.id, target, emoji, removed });
+                continue;
+            }
             None if entry.stub && entry.counted => None,
             _ => continue,
         };

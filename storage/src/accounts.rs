@@ -4,7 +4,7 @@ use fanfare_proto::{ChannelId, DeviceId, UserId};
 
 use crate::{
     error::StoreError,
-    model::{Hash, Member, User},
+    model::{Hash, Mark, Member, User},
 };
 
 /// One login: a device that stays signed in by a refresh token. Only hashes of its secrets are kept.
@@ -159,12 +159,17 @@ pub trait Accounts: Send + Sync + 'static {
     /// `Unavailable`.
     fn logins(&self, user: UserId, now_ms: u64) -> Result<Vec<Login>, StoreError>;
 
-    /// All memberships of a user, past ones too, by channel and joined_seq, at most `limit`. Slow: it looks at every membership of
-    /// the deployment.
+    /// All memberships of a user, past ones too, by channel and joined_seq, at most `limit`.
     ///
     /// # Errors
     /// `Unavailable`.
     fn memberships_of(&self, user: UserId, limit: usize) -> Result<Vec<Membership>, StoreError>;
+
+    /// What stands for or against a user, in all channels, past its time too, by channel and kind, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Damaged`.
+    fn marks_of(&self, user: UserId, limit: usize) -> Result<Vec<(ChannelId, Mark)>, StoreError>;
 
     /// The administrators by ascending id, disabled ones too, at most `limit`.
     ///
@@ -211,4 +216,10 @@ pub trait Accounts: Send + Sync + 'static {
     /// # Errors
     /// As of [`Self::register`].
     fn rotate_webhook_key(&self, signing: &str, key: &WebhookKey, ends_ms: u64) -> Result<bool, StoreError>;
+
+    /// Takes away a key that signs no more; says whether it was there. The one that signs stays.
+    ///
+    /// # Errors
+    /// As of [`Self::register`].
+    fn withdraw_webhook_key(&self, kid: &str) -> Result<bool, StoreError>;
 }

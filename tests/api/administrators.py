@@ -20,7 +20,7 @@ from running import RunningServer
 
 REVOKED, ADMIN_REFUSED, LOGIN_REFUSED, LOGIN_ENDED = 2008, 2012, 2013, 2014
 FORBIDDEN, NAME_TAKEN, PASSWORD_LENGTH, RATE_LIMITED = 3002, 3014, 3015, 4001
-BAD_BODY, BAD_FIELD = 1004, 1006
+BAD_BODY, BAD_FIELD, NO_SUCH_NAME = 1004, 1006, 3013
 PASSWORD, OTHER = "correct horse battery", "another battery staple"
 LINKS_OPEN, LINK_LIFE_S, KEYS_PUBLISHED = 4, 15 * 60, 8
 CLAIM, ADMIN = "/v1/admin/claim", "/admin/v1/status"
@@ -267,7 +267,17 @@ def webhook_keys(running, api, token):
     running.run("admin", "webhook-keys", "rotate", "--withdraw")
     kids = [key["kid"] for key in published()]
     assert one["kid"] in kids and two["kid"] not in kids and len(kids) == 2, kids
-    for _ in range(KEYS_PUBLISHED - 2):
+    # One that signs no more goes alone; one that signs has a successor at once.
+    (three,) = [kid for kid in kids if kid != one["kid"]]
+    running.run("admin", "webhook-keys", "withdraw", one["kid"])
+    assert [key["kid"] for key in published()] == [three]
+    (four,) = api.good("POST", "/admin/v1/webhook-keys/withdraw", {"kid": three}, token)["keys"]
+    assert [key["kid"] for key in published()] == [four["kid"]] != [three] and four["signs"]
+    for gone in (three, "", "x" * 100_000):
+        _, refused = api.refused(404, NO_SUCH_NAME, "POST", "/admin/v1/webhook-keys/withdraw", {"kid": gone}, token)
+        assert len(str(refused)) < 1000, "the name came back"
+    api.refused(403, ADMIN_REFUSED, "POST", "/admin/v1/webhook-keys/withdraw", {"kid": four["kid"]}, alice)
+    for _ in range(KEYS_PUBLISHED - 1):
         api.good("POST", "/admin/v1/webhook-keys/rotate", {}, token)
     assert len(published()) == KEYS_PUBLISHED
     headers, _ = api.refused(429, RATE_LIMITED, "POST", "/admin/v1/webhook-keys/rotate", {}, token)

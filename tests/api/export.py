@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from urllib.parse import quote
 
 from fanfare import Device, Session
 from http_client import Http
@@ -52,6 +53,12 @@ async def whole(running, api):
     api.good("POST", f"/v1/channels/{left}/messages", {"text": "now that she is gone"}, other)
     secret = api.good("POST", "/v1/channels", {"name": "secret"}, other)["channel"]
     api.good("POST", f"/v1/channels/{secret}/messages", {"text": "about ann"}, other)
+    for target, emoji, method in ((3, "🦀", "PUT"), (3, "🦞", "PUT"), (3, "🦞", "DELETE")):
+        api.good(method, f"/v1/channels/{group}/messages/{target}/reactions/{quote(emoji)}", token=token)
+    api.good("PUT", f"/v1/channels/{group}/messages/3/reactions/{quote('🐙')}", token=other)
+    carol = api.good("GET", "/v1/account", token=running.token("carol"))["user"]
+    api.good("PUT", f"/v1/blocks/{carol}", token=token)
+    api.good("PUT", f"/v1/channels/{left}/marks/banned/{ann['user']}", {}, other)
     direct = api.good("PUT", f"/v1/direct/{bob['user']}", token=token)["channel"]
     api.good("POST", f"/v1/channels/{direct}/messages", {"text": "psst"}, token)
 
@@ -71,8 +78,14 @@ async def whole(running, api):
     # Who left may not read any more, not even what it said.
     assert not [message for message in of(found, "message") if message["channel"] == left]
     assert found[-1]["messages"] == len(mine) + 1 and found[-1]["channels_left_out"] is False
+    assert [(line["message_seq"], line["emoji"], line["removed"]) for line in of(found, "reaction")] == [
+        (3, "🦞", True), (3, "🦞", False), (3, "🦀", False)
+    ], of(found, "reaction")
+    assert found[-1]["reactions"] == 3
+    assert [(mark["channel"], mark["kind"], mark["until"]) for mark in of(found, "mark")] == [(left, "banned", None)]
+    assert of(found, "block") == [{"type": "block", "user": carol}], of(found, "block")
     # Nothing of others, and nothing that lets anybody in.
-    for forbidden in ("theirs", "about ann", "she is gone", PASSWORD, "argon2", ann["refresh_token"], token, "lobsters", "secret"):
+    for forbidden in ("theirs", "🐙", "about ann", "she is gone", PASSWORD, "argon2", ann["refresh_token"], token, "lobsters", "secret"):
         assert forbidden.encode() not in text, forbidden
     # By the server's own people, the same.
     again = [json.loads(line) for line in running.run("user", "export", "ann").splitlines()]

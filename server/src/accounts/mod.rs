@@ -51,7 +51,8 @@ pub struct Accounts {
     issuer: Arc<TokenIssuer>,
     verifier: Verifier,
     passwords: Passwords,
-    tries: Arc<Throttle<Tried>>,
+    by_name: Arc<Throttle<Hash>>,
+    proven: Arc<Throttle<Proven>>,
     by_address: Arc<Throttle<IpAddr>>,
     registration_open: bool,
 }
@@ -62,11 +63,10 @@ impl std::fmt::Debug for Accounts {
     }
 }
 
-/// Whose tries at a password are counted together.
+/// Whose tries at a password are counted together, beside those of a name. Only what is there gets here, so that a flood of
+/// made-up names crowds out none of it.
 #[derive(Clone, Copy, PartialEq, Eq, std::hash::Hash)]
-enum Tried {
-    /// Of a name, there or not, by anybody. Its hash: what is remembered does not grow with what was tried.
-    Name(Hash),
+enum Proven {
     /// Of an account, on a device that it knows.
     Device(UserId, DeviceId),
     /// Of an account, by whoever has a token of it.
@@ -121,7 +121,8 @@ impl Accounts {
             issuer,
             verifier,
             passwords: Passwords::new()?,
-            tries: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
+            by_name: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
+            proven: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
             by_address: Arc::new(Throttle::new(BY_ADDRESS.0 * more, BY_ADDRESS.1)),
             registration_open,
         })
@@ -194,11 +195,12 @@ impl Accounts {
     /// Takes a try at that account's password. Anybody may use up those of a name; an owner then still has those of a
     /// device that was signed in before, whose number nobody else knows.
     async fn try_on(&self, name: &str, user: Option<&User>, device: DeviceId) -> Outcome {
-        let Err(wait) = self.tries.take(&Tried::Name(sha256(name.as_bytes()))) else { return Ok(()) };
+        // By its hash: what is remembered does not grow with what was tried.
+        let Err(wait) = self.by_name.take(&sha256(name.as_bytes())) else { return Ok(()) };
         // Names that are not there are looked up all the same, so that the answer takes as long.
         let user = user.map_or(UserId(0), |user| user.user);
         if self.devices(user).await?.iter().any(|(known, _)| known.device == device) {
-            self.tries.take(&Tried::Device(user, device)).map_err(limited)?;
+            self.proven.take(&Proven::Device(user, device)).map_err(limited)?;
             return Ok(());
         }
         Err(limited(wait))
@@ -347,7 +349,7 @@ impl Accounts {
     /// # Errors
     /// LOGIN_REFUSED, PASSWORD_LENGTH, RATE_LIMITED, RETRY_LATER.
     pub async fn change_password(&self, user: &User, old: &str, new: &str) -> Outcome {
-        self.tries.take(&Tried::Account(user.user)).map_err(limited)?;
+        self.proven.take(&Proven::Account(user.user)).map_err(limited)?;
         let id = user.user;
         let hash = self.read(move |store| store.password(id)).await?;
         if !self.passwords.fits(old, hash).await? {

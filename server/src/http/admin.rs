@@ -19,6 +19,7 @@
 //! POST /administrators/dismiss           {"user":USER}: takes the flag away
 //! GET  /webhook-keys                     {"keys":[{"kid","x","signs","created_at","ends_at"}]}: public halves
 //! POST /webhook-keys/rotate              {"withdraw"?:bool} -> the same, as it stands then
+//! POST /webhook-keys/withdraw            {"kid"} -> the same: gone at once; where it signs, a new one signs
 //! GET  /sessions?user=USER              {"sessions":[...]}
 //! POST /sessions/kick                   {"user":USER,"device"?:ID} -> {"user","name","ended":N}
 //! GET  /devices?user=USER               {"devices":[{"device","name","sessions","generation","seen_ms"}]}
@@ -45,7 +46,7 @@ use axum::{
     Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, Request, State, rejection::QueryRejection},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
@@ -95,6 +96,7 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/administrators/dismiss", post(administrators::dismiss))
         .route("/webhook-keys", get(administrators::webhook_keys))
         .route("/webhook-keys/rotate", post(administrators::rotate))
+        .route("/webhook-keys/withdraw", post(administrators::withdraw))
         .route("/sessions", get(sessions))
         .route("/sessions/kick", post(kick))
         .route("/devices", get(devices))
@@ -113,21 +115,27 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
 }
 
 async fn authorized(State(node): Node, mut request: Request, next: Next) -> Result<Response, Problem> {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authority = authority(&node, request.headers()).await?;
+    request.extensions_mut().insert(authority);
+    Ok(next.run(request).await)
+}
+
+/// By whose right somebody asks.
+///
+/// # Errors
+/// ADMIN_REFUSED, and of the token.
+pub async fn authority(node: &NodeState, headers: &HeaderMap) -> Result<Authority, Problem> {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if verify_slices_are_equal(given.as_bytes(), node.admin_token.as_bytes()).is_ok() {
-        request.extensions_mut().insert(Authority::Folder);
-        return Ok(next.run(request).await);
+        return Ok(Authority::Folder);
     }
     // The folder's token is hexadecimal: what has dots can be a person's alone.
     if !given.contains('.') {
         return Err(Problem::of(Code::ADMIN_REFUSED));
     }
     match node.accounts.administrator(given).await {
-        Ok(caller) => {
-            request.extensions_mut().insert(Authority::Administrator(caller));
-            Ok(next.run(request).await)
-        }
+        Ok(caller) => Ok(Authority::Administrator(caller)),
         Err(Code::ADMIN_REFUSED) => {
             Err(Problem::new(Code::ADMIN_REFUSED, "the token is not an administrator's").status(403))
         }

@@ -191,4 +191,8 @@ pub fn webhook_keys_follow_each_other(stores: &Stores) {
     // One that is withdrawn at once is gone at once.
     assert!(accounts.rotate_webhook_key("c", &key("d", 31, 0), 31).expect("written"));
     assert_eq!(accounts.webhook_keys().expect("read"), [key("b", 20, 40), key("d", 31, 0)]);
+    assert!(!accounts.withdraw_webhook_key("d").expect("written"), "it signs");
+    assert!(!accounts.withdraw_webhook_key("x").expect("written"), "there is none");
+    assert!(accounts.withdraw_webhook_key("b").expect("written"));
+    assert_eq!(accounts.webhook_keys().expect("read"), [key("d", 31, 0)]);
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     accounts::{Accounts, AdminLink, Claimed, Login, Membership, WebhookKey},
     error::StoreError,
-    model::{Hash, Member, User},
+    model::{Hash, Mark, MarkKind, Member, User},
 };
 
 const COLUMNS: &str = "login, user, device, secret, before, rotated_ms, created_ms, expires_ms";
@@ -293,6 +293,25 @@ impl Accounts for SqliteMetadata {
         })
     }
 
+    fn marks_of(&self, user: UserId, limit: usize) -> Result<Vec<(ChannelId, Mark)>, StoreError> {
+        let rows: Vec<(u64, u8, u64, u64)> = self.read_meta(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT channel, kind, until_ms, seq FROM marks WHERE user = ? ORDER BY channel, kind LIMIT ?",
+                )?
+                .query_map((sql(user.0), i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+                    Ok((unsigned(row, 0)?, row.get(1)?, unsigned(row, 2)?, unsigned(row, 3)?))
+                })?
+                .collect()
+        })?;
+        let mark = |(channel, kind, until_ms, seq)| {
+            let kind = MarkKind::from_u8(kind)
+                .ok_or_else(|| StoreError::Damaged(format!("a mark of kind {kind} in channel {channel}")))?;
+            Ok((ChannelId(channel), Mark { user, kind, until_ms, seq }))
+        };
+        rows.into_iter().map(mark).collect()
+    }
+
     fn administrators(&self, limit: usize) -> Result<Vec<User>, StoreError> {
         self.read_meta(|connection| {
             // The condition is the index's own, word for word, so that no user is looked at who is none.
@@ -404,6 +423,16 @@ impl Accounts for SqliteMetadata {
                     .map(|_| true)
             };
             rotate().map_err(|error| of_statement(&error))
+        })
+    }
+
+    fn withdraw_webhook_key(&self, kid: &str) -> Result<bool, StoreError> {
+        self.write_meta(|connection| {
+            connection
+                .prepare_cached("DELETE FROM webhook_keys WHERE kid = ? AND ends_ms <> 0")
+                .and_then(|mut delete| delete.execute([kid]))
+                .map(|gone| gone == 1)
+                .map_err(|error| of_statement(&error))
         })
     }
 }

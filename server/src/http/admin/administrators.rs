@@ -69,6 +69,17 @@ pub async fn rotate(State(node): Node, body: Bytes) -> Answer {
     Ok(Json(json!({ "keys": rows(&node.webhook_keys.rotate(wish.withdraw).await?) })))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Withdrawn {
+    kid: String,
+}
+
+pub async fn withdraw(State(node): Node, body: Bytes) -> Answer {
+    let of: Withdrawn = parse(&body)?;
+    Ok(Json(json!({ "keys": rows(&node.webhook_keys.withdraw(of.kid).await?) })))
+}
+
 fn rows(keys: &[PublicKey]) -> Vec<Value> {
     keys.iter()
         .map(|key| {

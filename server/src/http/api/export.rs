@@ -31,8 +31,8 @@ pub fn routes() -> NodeRouter {
 
 /// Everything the server holds about the caller
 ///
-/// Lines of JSON, each with its `type`: `export`, `account`, `device`, `login`, `session`, `channel`, `message`, and at last `end`. A stream that
-/// ends without `end` broke off.
+/// Lines of JSON, each with its `type`: `export`, `account`, `device`, `login`, `session`, `block`, `mark`, `channel`, `message`, `reaction`, and at
+/// last `end`. A stream that ends without `end` broke off. Of channels that the caller left it has the memberships alone.
 #[utoipa::path(get, path = "/v1/export", tag = "accounts", security(("token" = [])), responses(
     (status = 200, body = String, content_type = "application/x-ndjson"),
     (status = 401, body = ProblemBody, content_type = "application/problem+json"),
