@@ -149,6 +149,7 @@ codes! {
     DOCTOR_CLOCK = 7009, Never, "The system's clock is wrong or jumps; ids and tokens carry its time.", "Let NTP keep it: timedatectl set-ntp true.";
     DOCTOR_CERTIFICATE = 7010, Never, "The certificate is missing, unreadable, or ends soon.", "Renew it, and check tls.certificate and tls.key.";
     DOCTOR_CONFIGURATION = 7011, Never, "The configuration has a mistake; the server would not start.", "fanfare config check says where.";
+    DOCTOR_HTTP = 7012, Never, "HTTP has no TLS and can be reached from elsewhere.", "Listen on loopback, behind a proxy that terminates TLS (http.proxies), or through a tunnel.";
 }
 
 impl Code {

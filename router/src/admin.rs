@@ -189,11 +189,14 @@ impl Admin {
         self.read(move |metadata| metadata.user(user)).await
     }
 
-    /// A user by name.
+    /// A user by name; nobody has one that is longer than `NAME_BYTES_MAX`.
     ///
     /// # Errors
     /// `RETRY_LATER`.
     pub async fn user_named(&self, name: &str) -> Result<Option<User>, Code> {
+        if name.len() > fanfare_proto::limits::NAME_BYTES_MAX {
+            return Ok(None);
+        }
         let name = name.to_owned();
         self.read(move |metadata| metadata.user_named(&name)).await
     }
@@ -352,7 +355,7 @@ impl Admin {
             let visible = match reader {
                 None => smallvec::smallvec![(1, u64::MAX)],
                 Some(user) => {
-                    let rows = context.metadata.members(channel).map_err(|error| code_of(&error))?;
+                    let rows = context.metadata.stretches(channel, user).map_err(|error| code_of(&error))?;
                     let unchecked = || {
                         mutant::is("page-over-http-skips-membership")
                             .then(|| smallvec::smallvec![(1, u64::MAX)])

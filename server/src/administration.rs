@@ -12,7 +12,7 @@ use fanfare_proto::{
 use fanfare_router::{Admin, Status};
 use fanfare_storage::{
     StoreError,
-    model::{Mark, User},
+    model::{Mark, MarkKind, User},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -192,7 +192,7 @@ impl Administration {
         };
         found
             .map(UserRow::from)
-            .ok_or_else(|| Failure::new(Code::NO_SUCH_NAME, format!("no user `{name}` exists")))
+            .ok_or_else(|| Failure::new(Code::NO_SUCH_NAME, format!("no user `{}` exists", quoted(name))))
     }
 
     /// A token.
@@ -211,8 +211,11 @@ impl Administration {
     /// NO_SUCH_NAME, BAD_FIELD, and of the router.
     pub async fn create_group(&self, owner: UserId, name: &str, members: &[String]) -> Outcome<ChannelRow> {
         if name.trim().is_empty() || name.starts_with('@') || name.parse::<u64>().is_ok() {
-            return Err(Failure::new(Code::BAD_FIELD, format!("`{name}` cannot be a group's name"))
-                .why("commands take @name for the direct channel with a user, and a number for an id"));
+            return Err(Failure::new(
+                Code::BAD_FIELD,
+                format!("`{}` cannot be a group's name", quoted(name)),
+            )
+            .why("commands take @name for the direct channel with a user, and a number for an id"));
         }
         if members.len() > MEMBERS_MAX {
             return Err(Failure::new(
@@ -385,7 +388,8 @@ impl Administration {
     /// # Errors
     /// NO_SUCH_NAME, also for channels that the user is no member of; BAD_FIELD where several have the name.
     pub async fn named_channel(&self, user: UserId, words: &str) -> Outcome<NamedChannel> {
-        let none = || Failure::new(Code::NO_SUCH_NAME, format!("this user is in no channel `{words}`"));
+        let none =
+            || Failure::new(Code::NO_SUCH_NAME, format!("this user is in no channel `{}`", quoted(words)));
         if let Some(peer) = words.strip_prefix('@') {
             let peer = self.user(peer).await?.user;
             let metadata = Arc::clone(&self.stores.metadata);
@@ -405,8 +409,11 @@ impl Administration {
             [one] => Ok(NamedChannel::Existing(*one)),
             several => {
                 let ids: Vec<String> = several.iter().map(ChannelId::to_string).collect();
-                Err(Failure::new(Code::BAD_FIELD, format!("{} channels are called `{words}`", several.len()))
-                    .why(format!("their ids: {}", ids.join(", "))))
+                Err(Failure::new(
+                    Code::BAD_FIELD,
+                    format!("{} channels are called `{}`", several.len(), quoted(words)),
+                )
+                .why(format!("their ids: {}", ids.join(", "))))
             }
         }
     }
@@ -586,7 +593,7 @@ impl Administration {
     /// # Errors
     /// NO_SUCH_NAME.
     pub async fn any_channel(&self, words: &str) -> Outcome<ChannelId> {
-        let none = || Failure::new(Code::NO_SUCH_NAME, format!("there is no channel `{words}`"));
+        let none = || Failure::new(Code::NO_SUCH_NAME, format!("there is no channel `{}`", quoted(words)));
         match words.parse::<u64>() {
             Ok(id) => Ok(ChannelId(id)),
             Err(_) => self.router.channel_named(words, None).await.map_err(|code| match code {
@@ -809,11 +816,31 @@ pub(crate) fn check_name(name: &str) -> Outcome {
         || name.contains(odd)
         || name.parse::<u64>().is_ok()
     {
-        return Err(Failure::new(Code::BAD_FIELD, format!("`{name}` cannot be a user's name")).why(format!(
-            "a name has 1 to {USER_NAME_BYTES_MAX} bytes, no spaces, none of @ / , and not digits alone"
-        )));
+        return Err(Failure::new(Code::BAD_FIELD, format!("`{}` cannot be a user's name", quoted(name)))
+            .why(format!(
+                "a name has 1 to {USER_NAME_BYTES_MAX} bytes, no spaces, none of @ / , and not digits alone"
+            )));
     }
     Ok(())
+}
+
+/// What somebody sent as a name, as far as an answer says it again.
+fn quoted(name: &str) -> String {
+    if name.len() <= USER_NAME_BYTES_MAX {
+        return name.to_owned();
+    }
+    format!("{}…", &name[..name.floor_char_boundary(USER_NAME_BYTES_MAX)])
+}
+
+/// A mark's kind as JSON has it.
+pub fn mark_name(kind: MarkKind) -> &'static str {
+    match kind {
+        MarkKind::Muted => "muted",
+        MarkKind::Banned => "banned",
+        MarkKind::Invited => "invited",
+        MarkKind::Requested => "requested",
+        MarkKind::Declined => "declined",
+    }
 }
 
 fn kind_name(entry: &Entry) -> &'static str {
@@ -842,21 +869,6 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, serializer: S) ->
     serializer.collect_str(id)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_read_as_something_else_are_refused() {
-        for good in ["alice", "member-12-3", "größe", "echo-bot", "a"] {
-            assert!(check_name(good).is_ok(), "{good}");
-        }
-        for bad in ["", "12", "a b", "@a", "a/b", "a,b", "a\n", &"x".repeat(65)] {
-            assert!(check_name(bad).is_err(), "{bad}");
-        }
-    }
-}
-
 /// As JSON has a history policy.
 fn history_name(policy: i32) -> &'static str {
     if policy == HistoryPolicy::All as i32 { "all" } else { "from_join" }
@@ -879,4 +891,19 @@ fn posting_name(policy: i32) -> &'static str {
 /// Whether a mute until then goes on.
 fn is_ahead(until_ms: &u64) -> bool {
     *until_ms == 0 || *until_ms > clock::now_ms()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_read_as_something_else_are_refused() {
+        for good in ["alice", "member-12-3", "größe", "echo-bot", "a"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "12", "a b", "@a", "a/b", "a,b", "a\n", &"x".repeat(65)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -281,6 +281,12 @@ pub enum WebhookKeys {
         #[arg(long)]
         withdraw: bool,
     },
+    /// Take a key out at once; where it is the one that signs, a new one signs
+    Withdraw {
+        /// The key's id, as `ls` shows it
+        #[arg(value_name = "KID")]
+        kid: String,
+    },
 }
 
 /// Who acts.

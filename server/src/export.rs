@@ -1,6 +1,6 @@
-//! Everything the server holds about one user, as lines of JSON: the account, devices, logins (no secrets), sessions, channels,
-//! and the messages the user sent. Read page by page while it is written, so that an export of any length costs the same memory;
-//! a reader that does not read ends it.
+//! Everything the server holds about one user, as lines of JSON: the account, devices, logins (no secrets), sessions, blocks,
+//! what stands for or against it in channels, channels, and the messages and reactions that the user sent. Read page by page while it is written, so that an export of any length costs the same memory;
+//! a reader that does not read ends it, and so does a revocation of who asked for it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -15,16 +15,17 @@ use fanfare_proto::{
 use fanfare_router::Admin;
 use fanfare_storage::{
     StoreError,
-    accounts::{Accounts, Membership},
+    accounts::{Accounts as Store, Membership},
     model::User,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    accounts::throttle::Throttle,
-    administration::{UserRow, role_name},
+    accounts::{Accounts, Caller, administrators::Authority, throttle::Throttle},
+    administration::{UserRow, mark_name, role_name},
     clock,
     failure::{Failure, Outcome},
 };
@@ -36,8 +37,8 @@ pub const BEGUN_MAX: u32 = 6;
 /// See [`BEGUN_MAX`].
 pub const BEGUN_WITHIN: Duration = Duration::from_secs(3600);
 /// How long a reader may take nothing.
-pub const STALL_MAX: Duration = Duration::from_secs(30);
-/// Memberships, past ones too, that are looked at; the end says where there were more.
+pub const STALL_MAX: Duration = Duration::from_secs(15);
+/// Memberships, past ones too, that are looked at, and marks; the end says where there were more.
 const MEMBERSHIPS_MAX: usize = 100_000;
 /// Bytes that are gathered before they are written.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -50,8 +51,10 @@ const AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Exports {
-    store: Arc<dyn Accounts>,
+    store: Arc<dyn Store>,
+    accounts: Accounts,
     router: Admin,
+    tasks: TaskTracker,
     running: Arc<Mutex<HashSet<UserId>>>,
     places: Arc<Semaphore>,
     begun: Arc<Throttle<UserId>>,
@@ -63,19 +66,18 @@ impl std::fmt::Debug for Exports {
     }
 }
 
-/// An export under way: chunks of whole lines, then `None`. A channel that closes before it was cut off.
+/// An export under way: chunks of whole lines, then `None`. A channel that closes before it was cut off. Once it is dropped the
+/// export ends with the read that it waits for, and keeps its place until then.
 #[derive(Debug)]
 pub struct Export {
     /// What was written so far.
     pub chunks: mpsc::Receiver<Option<Bytes>>,
-    task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Export {
-    fn drop(&mut self) {
-        // Nobody reads on.
-        self.task.abort();
-    }
+/// Who asked for an export: looked at again before each page.
+enum Asker {
+    User(Caller),
+    Administration(Authority),
 }
 
 /// The right to run; given back with it.
@@ -93,11 +95,13 @@ impl Drop for Place {
 
 impl Exports {
     /// Over those parts.
-    pub fn new(store: Arc<dyn Accounts>, router: Admin, for_load: bool) -> Self {
+    pub fn new(store: Arc<dyn Store>, accounts: Accounts, router: Admin, for_load: bool) -> Self {
         let more = if for_load { 10_000 } else { 1 };
         Self {
             store,
+            accounts,
             router,
+            tasks: TaskTracker::new(),
             running: Arc::default(),
             places: Arc::new(Semaphore::new(RUNNING_MAX)),
             begun: Arc::new(Throttle::new(BEGUN_MAX * more, BEGUN_WITHIN)),
@@ -108,20 +112,27 @@ impl Exports {
     ///
     /// # Errors
     /// RATE_LIMITED: one of the user's runs, or there were many; RETRY_LATER: [`RUNNING_MAX`] run.
-    pub fn begin_own(&self, user: &User) -> Outcome<Export> {
+    pub fn begin_own(&self, caller: Caller) -> Outcome<Export> {
+        let user = caller.user.clone();
         let place = self.place(user.user)?;
         self.begun.take(&user.user).map_err(|wait| wait_for(Failure::of(Code::RATE_LIMITED), wait))?;
-        Ok(self.run(user.clone(), place))
+        Ok(self.run(user, Asker::User(caller), place))
     }
 
     /// Begins an export by the server's own people.
     ///
     /// # Errors
     /// As of [`Self::begin_own`], but for how many there were.
-    pub async fn begin(&self, user: UserId) -> Outcome<Export> {
+    pub async fn begin(&self, user: UserId, authority: Authority) -> Outcome<Export> {
         let row = self.router.user(user).await?.ok_or_else(|| Failure::of(Code::NO_SUCH_USER))?;
         let place = self.place(user)?;
-        Ok(self.run(row, place))
+        Ok(self.run(row, Asker::Administration(authority), place))
+    }
+
+    /// Waits for those that run; the router's end ends them.
+    pub async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     fn place(&self, user: UserId) -> Outcome<Place> {
@@ -137,12 +148,12 @@ impl Exports {
         Ok(Place { user, running: Arc::clone(&self.running), _permit: permit })
     }
 
-    fn run(&self, user: User, place: Place) -> Export {
+    fn run(&self, user: User, asker: Asker, place: Place) -> Export {
         let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
         let exports = self.clone();
-        let task = tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let mut lines = Lines { sender, waiting: Vec::with_capacity(2 * CHUNK_BYTES) };
-            let written = exports.write(&user, &mut lines).await;
+            let written = exports.write(&user, &asker, &mut lines).await;
             // Before the reader is told that it was all: who asks again then is let in.
             drop(place);
             match written {
@@ -158,10 +169,25 @@ impl Exports {
                 Err(Stopped::NotRead) => tracing::info!("an export ended because nobody read it"),
             }
         });
-        Export { chunks, task }
+        Export { chunks }
     }
 
-    async fn write(&self, user: &User, lines: &mut Lines) -> Result<(), Stopped> {
+    /// Refuses to go on where nobody reads, or who asked may not any more.
+    async fn may_go_on(&self, asker: &Asker, lines: &Lines) -> Result<(), Stopped> {
+        if lines.sender.is_closed() {
+            return Err(Stopped::NotRead);
+        }
+        match asker {
+            Asker::User(caller) => self.again(|| self.accounts.still(caller, false)).await?,
+            Asker::Administration(Authority::Administrator(caller)) => {
+                self.again(|| self.accounts.still(caller, true)).await?;
+            }
+            Asker::Administration(Authority::Folder) => {}
+        }
+        Ok(())
+    }
+
+    async fn write(&self, user: &User, asker: &Asker, lines: &mut Lines) -> Result<(), Stopped> {
         let id = user.user;
         lines
             .add(&json!({
@@ -175,18 +201,29 @@ impl Exports {
         let mut memberships = self.read(move |store| store.memberships_of(id, MEMBERSHIPS_MAX + 1)).await?;
         let more = memberships.len() > MEMBERSHIPS_MAX;
         memberships.truncate(MEMBERSHIPS_MAX);
-        let mut messages: u64 = 0;
+        let mut sent = Counts::default();
         for stretches in memberships.chunk_by(|one, other| one.channel == other.channel) {
             let Some(channel) = stretches.first().map(|stretch| stretch.channel) else { continue };
+            self.may_go_on(asker, lines).await?;
             self.channel(id, channel, stretches, lines).await?;
-            match self.messages(id, channel, lines).await {
-                Ok(count) => messages += count,
+            match self.messages(id, channel, asker, lines).await {
+                Ok(count) => {
+                    sent.messages += count.messages;
+                    sent.reactions += count.reactions;
+                }
                 // Nothing of it may be seen any more.
                 Err(Stopped::Failed(Failure { code: Some(Code::NOT_A_MEMBER), .. })) => {}
                 Err(stopped) => return Err(stopped),
             }
         }
-        lines.add(&json!({ "type": "end", "messages": messages, "channels_left_out": more })).await
+        lines
+            .add(&json!({
+                "type": "end",
+                "messages": sent.messages,
+                "reactions": sent.reactions,
+                "channels_left_out": more,
+            }))
+            .await
     }
 
     async fn account(&self, user: &User, lines: &mut Lines) -> Result<(), Stopped> {
@@ -230,6 +267,20 @@ impl Exports {
                     "device": session.device.to_string(),
                     "device_name": session.device_name,
                     "since": clock::rfc3339(session.since_ms),
+                }))
+                .await?;
+        }
+        for blocked in self.router.blocks(id).await? {
+            lines.add(&json!({ "type": "block", "user": blocked.to_string() })).await?;
+        }
+        for (channel, mark) in self.read(move |store| store.marks_of(id, MEMBERSHIPS_MAX)).await? {
+            lines
+                .add(&json!({
+                    "type": "mark",
+                    "channel": channel.to_string(),
+                    "kind": mark_name(mark.kind),
+                    "until": (mark.until_ms > 0).then(|| clock::rfc3339(mark.until_ms)),
+                    "seq": mark.seq,
                 }))
                 .await?;
         }
@@ -279,21 +330,33 @@ impl Exports {
             .await
     }
 
-    /// The messages of the user in a channel, newest first, as far as it may see them; gives how many.
-    async fn messages(&self, user: UserId, channel: ChannelId, lines: &mut Lines) -> Result<u64, Stopped> {
-        let (mut before, mut count) = (0, 0);
+    /// The messages and reactions of the user in a channel, newest first, as far as it may see them; gives how many.
+    async fn messages(
+        &self,
+        user: UserId,
+        channel: ChannelId,
+        asker: &Asker,
+        lines: &mut Lines,
+    ) -> Result<Counts, Stopped> {
+        let (mut before, mut count) = (0, Counts::default());
         loop {
+            self.may_go_on(asker, lines).await?;
             let fetch = wire::Fetch { messages_max: FETCH_MESSAGES_MAX, before, ..wire::Fetch::default() };
             let pages = self.again(|| self.router.history(channel, Some(user), fetch)).await?;
-            let mut sent = Vec::new();
+            let (mut sent, mut reactions) = (Vec::new(), Vec::new());
             for page in &pages {
-                sent_in(page, user, &mut sent)?;
+                sent_in(page, user, &mut sent, &mut reactions)?;
             }
             sent.sort_unstable_by_key(|message| std::cmp::Reverse(message.seq));
+            reactions.sort_unstable_by_key(|reaction| std::cmp::Reverse(reaction.seq));
             for message in &sent {
                 lines.add(&message.json(channel)).await?;
-                count += 1;
             }
+            for reaction in &reactions {
+                lines.add(&reaction.json(channel)).await?;
+            }
+            count.messages += sent.len() as u64;
+            count.reactions += reactions.len() as u64;
             let first = pages.iter().filter(|page| page.first <= page.last).map(|page| page.first).min();
             let complete = pages.iter().any(|page| page.complete);
             match first {
@@ -317,7 +380,7 @@ impl Exports {
 
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&dyn Accounts) -> Result<T, StoreError> + Send + 'static,
+        read: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Outcome<T> {
         let store = Arc::clone(&self.store);
         let done = tokio::task::spawn_blocking(move || read(&*store)).await;
@@ -383,6 +446,36 @@ impl Lines {
     }
 }
 
+/// How much was written.
+#[derive(Default)]
+struct Counts {
+    messages: u64,
+    reactions: u64,
+}
+
+/// A reaction of the user, set or taken back.
+struct Reacted {
+    seq: u64,
+    id: MessageId,
+    target: u64,
+    emoji: String,
+    removed: bool,
+}
+
+impl Reacted {
+    fn json(&self, channel: ChannelId) -> Value {
+        json!({
+            "type": "reaction",
+            "channel": channel.to_string(),
+            "seq": self.seq,
+            "message_seq": self.target,
+            "time": clock::rfc3339(self.id.time_ms()),
+            "emoji": self.emoji,
+            "removed": self.removed,
+        })
+    }
+}
+
 /// A message of the user.
 struct Sent {
     seq: u64,
@@ -392,14 +485,24 @@ struct Sent {
     recalled: bool,
 }
 
-/// Adds a page's messages of that sender, each with its newest body.
-fn sent_in(page: &wire::Page, user: UserId, sent: &mut Vec<Sent>) -> Result<(), Code> {
+/// Adds a page's messages of that sender, each with its newest body, and its reactions.
+fn sent_in(
+    page: &wire::Page,
+    user: UserId,
+    sent: &mut Vec<Sent>,
+    reactions: &mut Vec<Reacted>,
+) -> Result<(), Code> {
     let begin = sent.len();
     for frame in Frame::iter(page.frames.clone()) {
         let entry = Entry::decode(&frame?)?;
         let body = match entry.content {
             _ if entry.sender != user => continue,
             Some(Content::Message(body)) => Some(body),
+            Some(Content::Reaction(reaction)) => {
+                let wire::Reaction { emoji, remove: removed, target, .. } = reaction;
+                reactions.push(Reacted { seq: entry.seq, id: entry.id, target, emoji, removed });
+                continue;
+            }
             None if entry.stub && entry.counted => None,
             _ => continue,
         };

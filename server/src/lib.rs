@@ -16,6 +16,7 @@ pub mod history;
 pub mod http;
 pub mod jwks;
 pub mod logs;
+pub mod network;
 pub mod node;
 pub mod output;
 pub mod private_file;

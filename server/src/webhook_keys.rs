@@ -108,6 +108,29 @@ impl WebhookKeys {
         self.published().await
     }
 
+    /// Takes a key out at once: what it signed and has not arrived is refused. Where it is the one that signs, a new one signs
+    /// from now on. Gives what is published now.
+    ///
+    /// # Errors
+    /// NO_SUCH_NAME where no such key is published; RETRY_LATER.
+    pub async fn withdraw(&self, kid: String) -> Outcome<Vec<PublicKey>> {
+        let published = self.published().await?;
+        let none = || {
+            Failure::new(Code::NO_SUCH_NAME, "no such key is published")
+                .advise("fanfare admin webhook-keys ls", "lists them")
+        };
+        let key = published.iter().find(|key| key.kid == kid).ok_or_else(none)?;
+        if key.ends_unix_s.is_none() {
+            return self.rotate(true).await;
+        }
+        let gone = kid.clone();
+        if !self.run(move |store| store.withdraw_webhook_key(&gone)).await? {
+            return Err(none());
+        }
+        tracing::warn!(kid, "a key of webhooks was withdrawn");
+        self.published().await
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         run: impl FnOnce(&dyn Accounts) -> Result<T, StoreError> + Send + 'static,

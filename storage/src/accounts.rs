@@ -4,7 +4,7 @@ use fanfare_proto::{ChannelId, DeviceId, UserId};
 
 use crate::{
     error::StoreError,
-    model::{Hash, Member, User},
+    model::{Hash, Mark, Member, User},
 };
 
 /// One login: a device that stays signed in by a refresh token. Only hashes of its secrets are kept.
@@ -44,6 +44,8 @@ pub struct AdminLink {
     pub hash: Hash,
     /// For whom; empty: for a new account, whose name is chosen with it.
     pub name: String,
+    /// The administrator that made it; 0: whoever runs commands on the data folder.
+    pub made_by: UserId,
     /// When it was given out, Unix milliseconds.
     pub created_ms: u64,
     /// When it ends, Unix milliseconds.
@@ -55,7 +57,7 @@ pub struct AdminLink {
 pub enum Claimed {
     /// The account as it stands now; the link is gone.
     By(User),
-    /// There is no such link, it has ended, or it is for another name.
+    /// There is no such link, it has ended, it is for another name, or it would give one administrator's account to another.
     NoLink,
     /// An account has the name, and the link is not for it; the link stays.
     NameTaken,
@@ -106,14 +108,15 @@ pub trait Accounts: Send + Sync + 'static {
     /// As of [`Self::register`].
     fn set_password(&self, user: UserId, password: &str, now_ms: u64) -> Result<(), StoreError>;
 
-    /// Sets and clears flags of a user (see [`User`]), and leaves the others; `None` where there is no such user.
+    /// Sets and clears flags of a user (see [`User`]), and leaves the others; `None` where there is no such user. Where the user is
+    /// disabled, or administers no more, the links that it made and those for it go in the same transaction.
     ///
     /// # Errors
     /// As of [`Self::register`].
     fn change_flags(&self, user: UserId, set: u32, clear: u32) -> Result<Option<User>, StoreError>;
 
     /// Voids all tokens of the user issued before `from_s` (Unix seconds), and those issued at the time of the revocation before
-    /// where that was no earlier; ends all its logins, in one transaction; gives the user as it stands then.
+    /// where that was no earlier; ends all its logins and the links that it made, in one transaction; gives the user as it stands then.
     ///
     /// # Errors
     /// As of [`Self::register`].
@@ -156,12 +159,17 @@ pub trait Accounts: Send + Sync + 'static {
     /// `Unavailable`.
     fn logins(&self, user: UserId, now_ms: u64) -> Result<Vec<Login>, StoreError>;
 
-    /// All memberships of a user, past ones too, by channel and joined_seq, at most `limit`. Slow: it looks at every membership of
-    /// the deployment.
+    /// All memberships of a user, past ones too, by channel and joined_seq, at most `limit`.
     ///
     /// # Errors
     /// `Unavailable`.
     fn memberships_of(&self, user: UserId, limit: usize) -> Result<Vec<Membership>, StoreError>;
+
+    /// What stands for or against a user, in all channels, past its time too, by channel and kind, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Damaged`.
+    fn marks_of(&self, user: UserId, limit: usize) -> Result<Vec<(ChannelId, Mark)>, StoreError>;
 
     /// The administrators by ascending id, disabled ones too, at most `limit`.
     ///
@@ -169,11 +177,12 @@ pub trait Accounts: Send + Sync + 'static {
     /// `Unavailable`.
     fn administrators(&self, limit: usize) -> Result<Vec<User>, StoreError>;
 
-    /// Stores a link; ended ones go, and of those that are open the oldest, so that there are at most `open_max`.
+    /// Stores a link; ended ones go, and of those that are open the oldest, so that there are at most `open_max`. `false`,
+    /// and nothing stored, where the user that made it is no administrator (any more).
     ///
     /// # Errors
     /// As of [`Self::register`].
-    fn open_link(&self, link: &AdminLink, open_max: usize) -> Result<(), StoreError>;
+    fn open_link(&self, link: &AdminLink, open_max: usize) -> Result<bool, StoreError>;
 
     /// The link of that hash, where it has not ended at `now_ms`.
     ///
@@ -207,4 +216,10 @@ pub trait Accounts: Send + Sync + 'static {
     /// # Errors
     /// As of [`Self::register`].
     fn rotate_webhook_key(&self, signing: &str, key: &WebhookKey, ends_ms: u64) -> Result<bool, StoreError>;
+
+    /// Takes away a key that signs no more; says whether it was there. The one that signs stays.
+    ///
+    /// # Errors
+    /// As of [`Self::register`].
+    fn withdraw_webhook_key(&self, kid: &str) -> Result<bool, StoreError>;
 }

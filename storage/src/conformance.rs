@@ -58,6 +58,10 @@ pub const CHECKS: &[Check] = &[
     ("a refresh secret is taken once", accounts::refresh_secrets_are_taken_once),
     ("revoking a user ends its logins", accounts::revoking_ends_logins),
     ("a link that makes an administrator is taken once", accounts::admin_links_are_taken_once),
+    (
+        "a link that makes an administrator ends with who made it, and with whom it is for",
+        accounts::admin_links_end_with_their_administrator,
+    ),
     ("webhooks' keys follow each other", accounts::webhook_keys_follow_each_other),
     ("secrets are made once", metadata::secrets_are_made_once),
     ("ranges come newest first", content::ranges_come_newest_first),

@@ -71,6 +71,12 @@ pub trait Metadata: Send + Sync + 'static {
     /// `Unavailable`.
     fn members(&self, channel: ChannelId) -> Result<Vec<Member>, StoreError>;
 
+    /// The membership rows of one user in a channel, past ones too, by joined_seq: costs the same in a channel of any size.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn stretches(&self, channel: ChannelId, user: UserId) -> Result<Vec<Member>, StoreError>;
+
     /// All marks of a channel, past their time too, by user and kind.
     ///
     /// # Errors

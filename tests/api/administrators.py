@@ -20,7 +20,7 @@ from running import RunningServer
 
 REVOKED, ADMIN_REFUSED, LOGIN_REFUSED, LOGIN_ENDED = 2008, 2012, 2013, 2014
 FORBIDDEN, NAME_TAKEN, PASSWORD_LENGTH, RATE_LIMITED = 3002, 3014, 3015, 4001
-BAD_BODY, BAD_FIELD = 1004, 1006
+BAD_BODY, BAD_FIELD, NO_SUCH_NAME = 1004, 1006, 3013
 PASSWORD, OTHER = "correct horse battery", "another battery staple"
 LINKS_OPEN, LINK_LIFE_S, KEYS_PUBLISHED = 4, 15 * 60, 8
 CLAIM, ADMIN = "/v1/admin/claim", "/admin/v1/status"
@@ -135,9 +135,12 @@ async def raised(running, api):
     secret, name = link(running, "--name", "bea")
     assert name == "bea"
     api.refused(401, ADMIN_REFUSED, "POST", CLAIM, claim(secret, "somebody-else", OTHER))
+    # Disabling an account ends the links for it.
     running.run("user", "disable", "bea")
-    api.refused(403, FORBIDDEN, "POST", CLAIM, claim(secret, "bea", OTHER))
+    api.refused(401, ADMIN_REFUSED, "POST", CLAIM, claim(secret, "bea", OTHER))
     running.run("user", "enable", "bea")
+    api.refused(401, ADMIN_REFUSED, "POST", CLAIM, claim(secret, "bea", OTHER))
+    secret, _ = link(running, "--name", "bea")
     live = await Session.open(running.server, device, "ws", token=api.good("POST", "/v1/sessions", sign_in)["token"], delivery="TIERED")
     after = api.good("POST", CLAIM, claim(secret, "bea", OTHER))
     assert after["user"] == before["user"]
@@ -166,6 +169,40 @@ async def raised(running, api):
     running.run("user", "disable", "bea")
     api.refused(401, REVOKED, "GET", ADMIN, token=last)
     assert "bea" not in running.run("admin", "ls"), "a disabled one is no administrator"
+
+
+def among_themselves(running, api, token):
+    """No administrator becomes another one, and what it opened ends with it."""
+    links = "/admin/v1/administrators/links"
+
+    def administrator(name):
+        return api.good("POST", CLAIM, claim(link(running, "--name", name)[0], name))["token"]
+
+    quinn = administrator("quinn")
+    for method, body in (("token", {}), ("password", {"password": OTHER})):
+        path = f"/admin/v1/users/olga/{method}"
+        api.refused(403, FORBIDDEN, "POST", path, body, quinn)
+        api.good("POST", path.replace("olga", "carol"), body, quinn)
+    api.refused(403, FORBIDDEN, "POST", "/admin/v1/users/bulk", {"names": ["carol", "olga"]}, quinn)
+    api.refused(403, FORBIDDEN, "POST", links, {"name": "olga"}, quinn)
+    assert running.token("olga"), "commands on the folder may"
+    # For carol, who is raised while the link is open.
+    early = api.good("POST", links, {"name": "carol"}, quinn)["link"]
+    administrator("carol")
+    api.refused(401, ADMIN_REFUSED, "POST", CLAIM, claim(early, "carol", OTHER))
+    endings = {
+        "dismissed": lambda name, own: api.good("POST", "/admin/v1/administrators/dismiss", {"user": name}, token),
+        "disabled": lambda name, own: api.good("POST", f"/admin/v1/users/{name}/disabled", {"disabled": True}, token),
+        "signed-out": lambda name, own: api.good("DELETE", "/v1/sessions", token=own),
+    }
+    for name, end in endings.items():
+        own = administrator(name)
+        opened = [api.good("POST", links, wish, own)["link"] for wish in ({}, {"name": f"after-{name}"})]
+        end(name, own)
+        for secret in opened:
+            api.refused(401, ADMIN_REFUSED, "POST", CLAIM, claim(secret, f"after-{name}"))
+        status, _, answer = api.ask("POST", links, {}, own)
+        assert status in (401, 403), f"{name}: {answer}"
 
 
 def foreign(binary):
@@ -230,7 +267,17 @@ def webhook_keys(running, api, token):
     running.run("admin", "webhook-keys", "rotate", "--withdraw")
     kids = [key["kid"] for key in published()]
     assert one["kid"] in kids and two["kid"] not in kids and len(kids) == 2, kids
-    for _ in range(KEYS_PUBLISHED - 2):
+    # One that signs no more goes alone; one that signs has a successor at once.
+    (three,) = [kid for kid in kids if kid != one["kid"]]
+    running.run("admin", "webhook-keys", "withdraw", one["kid"])
+    assert [key["kid"] for key in published()] == [three]
+    (four,) = api.good("POST", "/admin/v1/webhook-keys/withdraw", {"kid": three}, token)["keys"]
+    assert [key["kid"] for key in published()] == [four["kid"]] != [three] and four["signs"]
+    for gone in (three, "", "x" * 100_000):
+        _, refused = api.refused(404, NO_SUCH_NAME, "POST", "/admin/v1/webhook-keys/withdraw", {"kid": gone}, token)
+        assert len(str(refused)) < 1000, "the name came back"
+    api.refused(403, ADMIN_REFUSED, "POST", "/admin/v1/webhook-keys/withdraw", {"kid": four["kid"]}, alice)
+    for _ in range(KEYS_PUBLISHED - 1):
         api.good("POST", "/admin/v1/webhook-keys/rotate", {}, token)
     assert len(published()) == KEYS_PUBLISHED
     headers, _ = api.refused(429, RATE_LIMITED, "POST", "/admin/v1/webhook-keys/rotate", {}, token)
@@ -247,6 +294,7 @@ async def main():
         token = first(running, api)
         at_once(running, api)
         await raised(running, api)
+        among_themselves(running, api, token)
         webhook_keys(running, api, token)
         log = running.log_path.read_text()
         assert "ffl1_" not in log and PASSWORD not in log and OTHER not in log, "a secret stands in the log"

@@ -5,12 +5,14 @@ import json
 import os
 import socket
 import time
+from urllib.parse import quote
 
 from fanfare import Device, Session
 from http_client import Http
 from running import RunningServer
 
 RATE_LIMITED, RETRY_LATER, TOKEN_MISSING = 4001, 5001, 2001
+REVOKED, ADMIN_REFUSED = "FAN-A008", "FAN-A012"
 PASSWORD = "correct horse battery"
 MESSAGES, RUNNING, BEGUN = 700, 4, 6
 
@@ -51,6 +53,12 @@ async def whole(running, api):
     api.good("POST", f"/v1/channels/{left}/messages", {"text": "now that she is gone"}, other)
     secret = api.good("POST", "/v1/channels", {"name": "secret"}, other)["channel"]
     api.good("POST", f"/v1/channels/{secret}/messages", {"text": "about ann"}, other)
+    for target, emoji, method in ((3, "🦀", "PUT"), (3, "🦞", "PUT"), (3, "🦞", "DELETE")):
+        api.good(method, f"/v1/channels/{group}/messages/{target}/reactions/{quote(emoji)}", token=token)
+    api.good("PUT", f"/v1/channels/{group}/messages/3/reactions/{quote('🐙')}", token=other)
+    carol = api.good("GET", "/v1/account", token=running.token("carol"))["user"]
+    api.good("PUT", f"/v1/blocks/{carol}", token=token)
+    api.good("PUT", f"/v1/channels/{left}/marks/banned/{ann['user']}", {}, other)
     direct = api.good("PUT", f"/v1/direct/{bob['user']}", token=token)["channel"]
     api.good("POST", f"/v1/channels/{direct}/messages", {"text": "psst"}, token)
 
@@ -70,8 +78,14 @@ async def whole(running, api):
     # Who left may not read any more, not even what it said.
     assert not [message for message in of(found, "message") if message["channel"] == left]
     assert found[-1]["messages"] == len(mine) + 1 and found[-1]["channels_left_out"] is False
+    assert [(line["message_seq"], line["emoji"], line["removed"]) for line in of(found, "reaction")] == [
+        (3, "🦞", True), (3, "🦞", False), (3, "🦀", False)
+    ], of(found, "reaction")
+    assert found[-1]["reactions"] == 3
+    assert [(mark["channel"], mark["kind"], mark["until"]) for mark in of(found, "mark")] == [(left, "banned", None)]
+    assert of(found, "block") == [{"type": "block", "user": carol}], of(found, "block")
     # Nothing of others, and nothing that lets anybody in.
-    for forbidden in ("theirs", "about ann", "she is gone", PASSWORD, "argon2", ann["refresh_token"], token, "lobsters", "secret"):
+    for forbidden in ("theirs", "🐙", "about ann", "she is gone", PASSWORD, "argon2", ann["refresh_token"], token, "lobsters", "secret"):
         assert forbidden.encode() not in text, forbidden
     # By the server's own people, the same.
     again = [json.loads(line) for line in running.run("user", "export", "ann").splitlines()]
@@ -81,13 +95,13 @@ async def whole(running, api):
     return group, token
 
 
-def slow_reader(running, token):
+def slow_reader(running, token, path="/v1/export"):
     """A connection that asks for an export and reads nothing of it but its head."""
     host, port = running.server.http.removeprefix("http://").split(":")
     stream = socket.socket()
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stream.connect((host, int(port)))
-    stream.sendall(f"GET /v1/export HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+    stream.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
     assert b"200 OK" in stream.recv(200)
     return stream
 
@@ -124,6 +138,48 @@ def one_at_a_time(running, api):
     assert found[-1]["messages"] == 600 and len(text) > 600 * 16_000
 
 
+def revoked(running, api):
+    """An export ends with the right of who asked for it."""
+    api.good("POST", "/v1/accounts", {"name": "fay", "password": PASSWORD})
+    api.good("POST", "/v1/accounts", {"name": "gus", "password": PASSWORD})
+    filler = running.token("fay")
+    channel = api.good("POST", "/v1/channels", {"name": "long"}, filler)["channel"]
+    for _ in range(600):
+        api.good("POST", f"/v1/channels/{channel}/messages", {"text": "x" * 16_000}, filler)
+    fay = api.good("GET", "/v1/account", token=filler)["user"]
+
+    def signed_in(name, device):
+        return api.good("POST", "/v1/sessions", {"name": name, "password": PASSWORD, "device": device})["token"]
+
+    def administrator():
+        link = running.run("admin", "link", "--name", "gus").split("link=")[1].split("&")[0].strip()
+        claim = {"link": link, "name": "gus", "password": PASSWORD}
+        return api.good("POST", "/v1/admin/claim", claim)["token"]
+
+    own, others = "/v1/export", f"/admin/v1/users/{fay}/export"
+    cases = [
+        ("nothing", own, lambda: signed_in("fay", "71"), lambda token: None, None),
+        ("its device", own, lambda: signed_in("fay", "72"), lambda token: api.good("DELETE", "/v1/sessions/current", token=token), REVOKED),
+        ("all devices", own, lambda: signed_in("fay", "73"), lambda token: running.run("user", "revoke", "fay"), REVOKED),
+        ("an administrator's flag", others, administrator, lambda token: running.run("admin", "rm", "gus"), ADMIN_REFUSED),
+        ("an administrator", others, administrator, lambda token: running.run("user", "disable", "gus"), REVOKED),
+        ("the account", own, lambda: signed_in("fay", "74"), lambda token: running.run("user", "disable", "fay"), REVOKED),
+    ]
+    for what, path, begin, end, code in cases:
+        token = begin()
+        reader = slow_reader(running, token, path)
+        time.sleep(0.2)
+        end(token)
+        reader.settimeout(10)
+        text, more = b"", b"x"
+        while more and not text.endswith(b"0\r\n\r\n"):
+            more = reader.recv(1 << 20)
+            text += more
+        reader.close()
+        broke_off = f'"code":"{code}"'.encode() in text[-2000:] and b'"type":"end"' not in text[-2000:]
+        assert broke_off == (code is not None) and (more == b"") == (code is not None), (what, len(text), text[-300:])
+
+
 def often(running, api):
     api.good("POST", "/v1/accounts", {"name": "erin", "password": PASSWORD})
     token = running.token("erin")
@@ -140,6 +196,7 @@ async def main():
         api = Http(running.server.http)
         await whole(running, api)
         one_at_a_time(running, api)
+        revoked(running, api)
     with RunningServer(binary) as running:
         often(running, Http(running.server.http))
     print("exports are whole, bounded, and nothing of others: ok")

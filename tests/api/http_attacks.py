@@ -24,6 +24,8 @@ CROWD, PER_ADDRESS = 700, 128
 # Connections and seconds of each mode of slowhttptest.
 SLOW_CLIENTS, SLOW_S = 400, 10
 CALM, SLOW, STRANGER = "127.0.6.1", "127.0.7.1", "127.0.8.1"
+# All connections there may be, of which some are for this machine's own commands: those of 127.0.0.1.
+CONNECTIONS, KEPT_FREE, OWN = 512, 32, "127.0.0.1"
 
 
 class Raw:
@@ -382,6 +384,45 @@ def crowd(running):
     assert refused >= CROWD - PER_ADDRESS, f"only {refused} of {CROWD} connections were refused"
 
 
+def all_places(running):
+    """Few addresses that hold all places: while they are idle others are served, and while they are not, commands are."""
+    own, calm = Http(running.server.http, OWN), Http(running.server.http, CALM)
+    idle = b"GET /livez HTTP/1.1\r\nHost"
+    busy = b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx"
+    for what, said in (("idle", idle), ("busy", busy)):
+        held = []
+        for number in range(CONNECTIONS):
+            raw = Raw(running, f"127.0.9.{1 + number // PER_ADDRESS}")
+            raw.send(said)
+            held.append(raw)
+        time.sleep(0.3)
+        for api in (own, calm) if what == "idle" else (own,):
+            began = time.monotonic()
+            assert api.good("GET", "/livez") == b"live\n"
+            took = time.monotonic() - began
+            assert took < 1, f"{what}: {api.source} waited {took:.1f} s"
+        if what == "busy":
+            try:
+                status = calm.ask("GET", "/livez")[0]
+            except (ConnectionError, http.client.BadStatusLine):
+                status = None
+            assert status is None, "nobody holds all places, so this looked at nothing"
+        time.sleep(0.5)
+        ended = sum(raw.rest(0.001)[1] for raw in held)
+        for raw in held:
+            raw.close()
+        # One more for each that was served: those that were idle longest made room.
+        assert KEPT_FREE <= ended <= KEPT_FREE + 8, f"{what}: {ended} of {CONNECTIONS} were closed"
+        until = time.monotonic() + 10
+        while True:
+            try:
+                assert calm.good("GET", "/livez") == b"live\n"
+                break
+            except (ConnectionError, http.client.BadStatusLine):
+                assert time.monotonic() < until, "places are not given back"
+                time.sleep(0.1)
+
+
 MODES = {
     "slow headers": ["-H", "-u", "/livez", "-i", "2"],
     "slow body": ["-B", "-u", "/v1/sessions", "-i", "2", "-s", "8192"],
@@ -429,7 +470,7 @@ async def main():
         calm = Http(running.server.http, CALM)
         calm.good("GET", "/livez")
         files, rss = running.open_files(), running.rss_bytes()
-        for part in filter(wanted, (smuggling, odd_requests, odd_bodies, crowd, slow_ones, slow_crowds)):
+        for part in filter(wanted, (smuggling, odd_requests, odd_bodies, crowd, all_places, slow_ones, slow_crowds)):
             began = time.monotonic()
             done = await part(running) if asyncio.iscoroutinefunction(part) else await asyncio.to_thread(part, running)
             assert calm.good("GET", "/livez") == b"live\n"

@@ -4,6 +4,7 @@ is to eat the memory and the cores. See `run`."""
 import asyncio
 import json
 import os
+import random
 import statistics
 import sys
 import time
@@ -17,9 +18,10 @@ LOGIN_REFUSED, PASSWORD_LENGTH, RATE_LIMITED, RETRY_LATER, BODY_TOO_LARGE = 2013
 PASSWORD = "correct horse battery"
 WRONG = "wrong horse battery"
 MIB = 1 << 20
-# Interleaved tries of each kind, and how far their medians may lie apart: a hash that is left out is 40 ms and more
-# of 50, what a busy machine adds is less than this share.
-TRIES, APART = 20, 0.25
+# Rounds of interleaved tries of each kind, and how far medians may lie apart: a hash that is left out is 40 ms and more of
+# 50. What a busy machine adds hits one kind in one round and another in the next; what the server adds hits one in each:
+# it shows in the median of the rounds, each of which is compared with itself alone.
+ROUNDS, TRIES, APART = 5, 10, 0.25
 # Of one hash; and what beside hashes a flood may hold: buffers of its connections, the allocator's slack.
 HASH_BYTES, SLACK_BYTES = 46 * MIB, 128 * MIB
 FLOODERS, FLOOD_S, QUIET_S = 150, 12, 5
@@ -44,20 +46,27 @@ def enumeration(running):
         "a disabled account, the right password": ("shut-out", PASSWORD),
         "an account without a password": ("no-password", WRONG),
     }
-    answers, seconds = {}, {kind: [] for kind in kinds}
-    for _ in range(TRIES):
-        for kind, (name, password) in kinds.items():
-            began = time.monotonic()
-            status, headers, answer = sign_in(api, name, password)
-            seconds[kind].append(time.monotonic() - began)
-            shown = {key: value for key, value in headers.items() if key not in ("date", "ratelimit-remaining")}
-            answers.setdefault(json.dumps([status, shown, answer]), []).append(kind)
+    answers, rounds = {}, []
+    for _ in range(ROUNDS):
+        seconds = {kind: [] for kind in kinds}
+        for _ in range(TRIES):
+            # In another order each time: none is always behind the same one.
+            for kind in random.sample(list(kinds), len(kinds)):
+                name, password = kinds[kind]
+                began = time.monotonic()
+                status, headers, answer = sign_in(api, name, password)
+                seconds[kind].append(time.monotonic() - began)
+                shown = {key: value for key, value in headers.items() if key not in ("date", "ratelimit-remaining")}
+                answers.setdefault(json.dumps([status, shown, answer]), []).append(kind)
+        medians = {kind: statistics.median(taken) for kind, taken in seconds.items()}
+        among = statistics.median(medians.values())
+        rounds.append({kind: taken / among for kind, taken in medians.items()})
     assert len(answers) == 1, f"answers differ: {answers}"
     assert json.loads(next(iter(answers)))[0] == 401
-    medians = {kind: statistics.median(taken) for kind, taken in seconds.items()}
-    apart = max(medians.values()) / min(medians.values()) - 1
-    print("  " + ", ".join(f"{kind} {taken * 1000:.1f} ms" for kind, taken in medians.items()), flush=True)
-    assert apart <= APART, f"medians lie {apart:.0%} apart: {medians}"
+    shares = {kind: statistics.median(of[kind] for of in rounds) for kind in kinds}
+    apart = max(shares.values()) / min(shares.values()) - 1
+    print("  " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()), flush=True)
+    assert apart <= APART, f"medians lie {apart:.0%} apart: {rounds}"
     # The same with names and passwords that cannot be anybody's.
     for name in ("", " ", "x" * 10_000, "there\0", "there ", "THERE", "\u202ethere", "'; DROP TABLE users; --", "1"):
         status, _, answer = sign_in(api, name, WRONG)
@@ -254,7 +263,9 @@ async def flood(running):
         print(f"  {after.beside(first)}", flush=True)
     assert counts.get("503", 0) > 0, "nobody was told to come later: the queue has no end"
     assert counts.get("401", 0) > 0, "no login was answered"
-    assert set(counts) <= {"401", "503"}, counts
+    # A connection that found no room, or was cut, comes again; it is no answer.
+    assert set(counts) <= {"401", "503", "", "ConnectionResetError", "BrokenPipeError"}, counts
+    assert counts["401"] + counts["503"] > sum(counts.values()) / 2, counts
     assert grown <= cores * HASH_BYTES + SLACK_BYTES, f"grown by {grown // MIB} MiB on {cores} cores"
     for after, first in zip(during, before, strict=True):
         assert after.at(99) <= max(RATIO_MAX * first.at(99), 0.5), str(after)

@@ -130,6 +130,10 @@ impl Metadata for Faulty {
         self.inner.members(channel)
     }
 
+    fn stretches(&self, channel: ChannelId, user: UserId) -> Result<Vec<Member>, StoreError> {
+        self.inner.stretches(channel, user)
+    }
+
     fn marks(&self, channel: ChannelId) -> Result<Vec<Mark>, StoreError> {
         self.inner.marks(channel)
     }

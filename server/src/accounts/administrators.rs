@@ -43,6 +43,31 @@ impl std::fmt::Debug for OpenedLink {
     }
 }
 
+/// By whose right something is administered.
+#[derive(Clone, Debug)]
+pub enum Authority {
+    /// Who runs commands on the server's folder.
+    Folder,
+    /// An administrator with a token of its own.
+    Administrator(Caller),
+}
+
+impl Authority {
+    /// Refuses what would give an administrator's account to another one: the folder alone may.
+    ///
+    /// # Errors
+    /// FORBIDDEN.
+    pub fn may_become(&self, administrator: bool) -> Outcome {
+        match self {
+            Self::Administrator(_) if administrator => Err(Failure::new(
+                Code::FORBIDDEN,
+                "the account is an administrator's: commands on the server's folder alone may do that",
+            )),
+            Self::Folder | Self::Administrator(_) => Ok(()),
+        }
+    }
+}
+
 impl Accounts {
     /// The administrators that are not disabled.
     ///
@@ -57,13 +82,16 @@ impl Accounts {
     /// Opens a link: for an account of that name, there or not, or for a new one.
     ///
     /// # Errors
-    /// BAD_FIELD, FORBIDDEN where the account is disabled, RETRY_LATER.
-    pub async fn open_link(&self, name: Option<&str>) -> Outcome<OpenedLink> {
+    /// BAD_FIELD, RETRY_LATER; FORBIDDEN where the account is disabled, or an administrator's and another administrator asks;
+    /// ADMIN_REFUSED where the one that asks was dismissed meanwhile.
+    pub async fn open_link(&self, name: Option<&str>, authority: &Authority) -> Outcome<OpenedLink> {
         if let Some(name) = name {
             check_name(name)?;
-            let user = self.router.user_named(name).await?;
-            if user.is_some_and(|user| user.flags & User::DISABLED != 0) {
-                return Err(disabled(name));
+            if let Some(user) = self.router.user_named(name).await? {
+                if user.flags & User::DISABLED != 0 {
+                    return Err(disabled(name));
+                }
+                authority.may_become(user.flags & User::ADMINISTRATOR != 0)?;
             }
         }
         let secret = random()?;
@@ -71,11 +99,17 @@ impl Accounts {
         let link = AdminLink {
             hash: sha256(&secret),
             name: name.unwrap_or_default().to_owned(),
+            made_by: match authority {
+                Authority::Folder => UserId(0),
+                Authority::Administrator(caller) => caller.user.user,
+            },
             created_ms,
             expires_ms: created_ms + LINK_TTL.as_millis() as u64,
         };
         let expires_unix_s = link.expires_ms / 1000;
-        self.write(move |store| store.open_link(&link, LINKS_MAX)).await?;
+        if !self.write(move |store| store.open_link(&link, LINKS_MAX)).await? {
+            return Err(Failure::of(Code::ADMIN_REFUSED));
+        }
         tracing::info!("a link that makes an administrator was opened");
         Ok(OpenedLink {
             secret: format!("{LINK_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret)),

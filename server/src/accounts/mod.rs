@@ -10,7 +10,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, digest};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use fanfare_gateway::Verifier;
+use fanfare_gateway::{Verified, Verifier};
 use fanfare_proto::{Code, DeviceId, UserId};
 use fanfare_router::Admin;
 use fanfare_storage::{
@@ -51,7 +51,8 @@ pub struct Accounts {
     issuer: Arc<TokenIssuer>,
     verifier: Verifier,
     passwords: Passwords,
-    tries: Arc<Throttle<Tried>>,
+    by_name: Arc<Throttle<Hash>>,
+    proven: Arc<Throttle<Proven>>,
     by_address: Arc<Throttle<IpAddr>>,
     registration_open: bool,
 }
@@ -62,11 +63,10 @@ impl std::fmt::Debug for Accounts {
     }
 }
 
-/// Whose tries at a password are counted together.
+/// Whose tries at a password are counted together, beside those of a name. Only what is there gets here, so that a flood of
+/// made-up names crowds out none of it.
 #[derive(Clone, Copy, PartialEq, Eq, std::hash::Hash)]
-enum Tried {
-    /// Of a name, there or not, by anybody. Its hash: what is remembered does not grow with what was tried.
-    Name(Hash),
+enum Proven {
     /// Of an account, on a device that it knows.
     Device(UserId, DeviceId),
     /// Of an account, by whoever has a token of it.
@@ -97,6 +97,7 @@ pub struct Caller {
     pub device: Option<DeviceId>,
     /// This deployment issued the token itself.
     pub own: bool,
+    token: Verified,
 }
 
 impl Accounts {
@@ -120,7 +121,8 @@ impl Accounts {
             issuer,
             verifier,
             passwords: Passwords::new()?,
-            tries: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
+            by_name: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
+            proven: Arc::new(Throttle::new(BY_NAME.0 * more, BY_NAME.1)),
             by_address: Arc::new(Throttle::new(BY_ADDRESS.0 * more, BY_ADDRESS.1)),
             registration_open,
         })
@@ -193,11 +195,12 @@ impl Accounts {
     /// Takes a try at that account's password. Anybody may use up those of a name; an owner then still has those of a
     /// device that was signed in before, whose number nobody else knows.
     async fn try_on(&self, name: &str, user: Option<&User>, device: DeviceId) -> Outcome {
-        let Err(wait) = self.tries.take(&Tried::Name(sha256(name.as_bytes()))) else { return Ok(()) };
+        // By its hash: what is remembered does not grow with what was tried.
+        let Err(wait) = self.by_name.take(&sha256(name.as_bytes())) else { return Ok(()) };
         // Names that are not there are looked up all the same, so that the answer takes as long.
         let user = user.map_or(UserId(0), |user| user.user);
         if self.devices(user).await?.iter().any(|(known, _)| known.device == device) {
-            self.tries.take(&Tried::Device(user, device)).map_err(limited)?;
+            self.proven.take(&Proven::Device(user, device)).map_err(limited)?;
             return Ok(());
         }
         Err(limited(wait))
@@ -311,7 +314,22 @@ impl Accounts {
     /// # Errors
     /// TOKEN_*, UNKNOWN_USER, REVOKED.
     pub async fn caller(&self, token: &str) -> Result<Caller, Code> {
-        let verified = self.verifier.verify(token, clock::now_ms())?;
+        let token = self.verifier.verify(token, clock::now_ms())?;
+        let user = self.standing(&token).await?;
+        Ok(Caller { user, device: token.device.map(|(device, _)| device), own: token.own, token })
+    }
+
+    /// Whether nothing that the caller was let in by was revoked since; that its token has ended meanwhile does not matter.
+    ///
+    /// # Errors
+    /// As of [`Self::caller`]; ADMIN_REFUSED where it is to be an administrator and is none (any more).
+    pub async fn still(&self, caller: &Caller, administrator: bool) -> Result<(), Code> {
+        let user = self.standing(&caller.token).await?;
+        let dismissed = administrator && user.flags & User::ADMINISTRATOR == 0;
+        if dismissed { Err(Code::ADMIN_REFUSED) } else { Ok(()) }
+    }
+
+    async fn standing(&self, verified: &Verified) -> Result<User, Code> {
         let user = self.router.user(verified.user).await?.ok_or(Code::UNKNOWN_USER)?;
         if user.flags & User::DISABLED != 0 || verified.issued_s < user.tokens_from_s {
             return Err(Code::REVOKED);
@@ -323,7 +341,7 @@ impl Accounts {
                 return Err(Code::REVOKED);
             }
         }
-        Ok(Caller { user, device: verified.device.map(|(device, _)| device), own: verified.own })
+        Ok(user)
     }
 
     /// Changes the password of a user that knows the old one: everything else it proved itself with is void.
@@ -331,7 +349,7 @@ impl Accounts {
     /// # Errors
     /// LOGIN_REFUSED, PASSWORD_LENGTH, RATE_LIMITED, RETRY_LATER.
     pub async fn change_password(&self, user: &User, old: &str, new: &str) -> Outcome {
-        self.tries.take(&Tried::Account(user.user)).map_err(limited)?;
+        self.proven.take(&Proven::Account(user.user)).map_err(limited)?;
         let id = user.user;
         let hash = self.read(move |store| store.password(id)).await?;
         if !self.passwords.fits(old, hash).await? {

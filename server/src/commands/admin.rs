@@ -41,6 +41,10 @@ pub async fn run(asker: Asker, command: Admin) -> Outcome<u8> {
             asker.changing();
             keys(&asker, asker.admin.post("/webhook-keys/rotate", &json!({ "withdraw": withdraw })).await?);
         }
+        Admin::WebhookKeys(WebhookKeys::Withdraw { kid }) => {
+            asker.changing();
+            keys(&asker, asker.admin.post("/webhook-keys/withdraw", &json!({ "kid": kid })).await?);
+        }
     }
     Ok(exit::OK)
 }

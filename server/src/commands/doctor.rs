@@ -241,11 +241,21 @@ fn ports(global: &Global, configuration: &Configuration) -> Vec<Finding> {
     let udp = UdpSocket::bind(configuration.listen).map(drop);
     let tcp = TcpListener::bind(configuration.listen).map(drop);
     let web = TcpListener::bind(configuration.http).map(drop);
-    vec![
+    let mut findings = vec![
         port("QUIC (UDP)", "--listen", configuration.listen, udp, held(configuration.listen, gateway)),
         port("WebSocket (TCP)", "--listen", configuration.listen, tcp, held(configuration.listen, gateway)),
         port("HTTP (TCP)", "--http", configuration.http, web, held(configuration.http, http)),
-    ]
+    ];
+    findings.extend(plain_http(configuration.http));
+    findings
+}
+
+/// HTTP is served without TLS: tokens and passwords are for this machine, or for a proxy beside it.
+fn plain_http(address: SocketAddr) -> Option<Finding> {
+    let detail = format!("{address} can be reached from elsewhere, and has no TLS");
+    let fix = "fanfare start --http 127.0.0.1:7080   behind a proxy that terminates TLS (http.proxies), or a tunnel";
+    (!address.ip().is_loopback())
+        .then(|| Finding::ok(DoctorCheck::Ports, "HTTP", detail).warning(Code::DOCTOR_HTTP, fix))
 }
 
 fn port(
@@ -378,6 +388,16 @@ mod tests {
         assert!(of_files(&folder.path().join("none.pem"), &key).is_err());
         std::fs::write(&chain, "no certificate").expect("written");
         assert!(of_files(&chain, &key).is_err());
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback() {
+        for (address, grade) in
+            [("127.0.0.1:1", None), ("[::1]:1", None), ("0.0.0.0:1", Some(Grade::Warning))]
+        {
+            let found = plain_http(address.parse().expect("an address"));
+            assert_eq!(found.map(|finding| finding.grade), grade, "{address}");
+        }
     }
 
     #[test]

@@ -68,6 +68,9 @@ async fn serve(options: NodeOptions, output: Output, began: Instant) -> Outcome<
     } else if !output.quiet {
         banner(&node, dev, administrator, seed, began.elapsed());
     }
+    if !node.state().http.ip().is_loopback() {
+        tracing::warn!(http = %node.state().http, "HTTP has no TLS and can be reached from elsewhere: tokens and passwords cross the network in the clear");
+    }
     tracing::info!(
         gateway = %node.state().gateway,
         http = %node.state().http,

@@ -76,14 +76,15 @@ fn walk(
 fn convert(key: &Key, value: &DeValue<'_>) -> Result<Value, String> {
     let wrong = || Err(format!("a {} where {} is expected", value.type_str(), key.kind));
     match (key.kind, value) {
-        (Kind::List, DeValue::Array(array)) => {
+        (Kind::List | Kind::Networks, DeValue::Array(array)) => {
             let items = array.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
-            items.collect::<Option<Vec<_>>>().map(Value::List).ok_or_else(|| "its items must be texts".into())
+            let items = items.collect::<Option<Vec<_>>>().ok_or("its items must be texts")?;
+            if key.kind == Kind::List { Ok(Value::List(items)) } else { key.parse(&items.join(",")) }
         }
         (Kind::Number(..) | Kind::PowerOfTwo(..), DeValue::Integer(number)) if number.radix() == 10 => {
             key.parse(&number.as_str().replace('_', ""))
         }
-        (Kind::Number(..) | Kind::PowerOfTwo(..) | Kind::List, _) => wrong(),
+        (Kind::Number(..) | Kind::PowerOfTwo(..) | Kind::List | Kind::Networks, _) => wrong(),
         (_, DeValue::String(text)) => key.parse(text),
         _ => wrong(),
     }

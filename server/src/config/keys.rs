@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::cli::parse_address;
+use crate::{cli::parse_address, network::Network};
 
 /// What a key takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +15,8 @@ pub enum Kind {
     Address,
     /// Texts.
     List,
+    /// Addresses and networks.
+    Networks,
     /// A number between two others, both included.
     Number(u64, u64),
     /// A power of two between two others.
@@ -30,6 +32,9 @@ impl fmt::Display for Kind {
             Self::Path => f.write_str("a path"),
             Self::Address => f.write_str("an address (127.0.0.1:7443, [::1]:7443, :7443)"),
             Self::List => f.write_str("a list of texts (in the environment: with commas)"),
+            Self::Networks => {
+                f.write_str("a list of addresses and networks (10.0.0.7, 10.0.0.0/8, fd00::/8)")
+            }
             Self::Number(min, max) => write!(f, "a number from {min} to {max}"),
             Self::PowerOfTwo(min, max) => write!(f, "a power of two from {min} to {max}"),
             Self::Choice(choices) => f.write_str(&choices.join(" | ")),
@@ -104,6 +109,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("http.listen", Kind::Address, "127.0.0.1:7080", "health, metrics, discovery, and commands' way in"),
     key(
+        "http.proxies",
+        Kind::Networks,
+        "",
+        "reverse proxies whose X-Forwarded-For says who asks: limits go by that address",
+    ),
+    key(
         "limits.profile",
         Kind::Choice(&["default", "load"]),
         "default",
@@ -151,6 +162,11 @@ impl Key {
             Kind::List => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Ok(Value::List(items.map(str::to_owned).collect()))
+            }
+            Kind::Networks => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                let networks = items.map(|item| item.parse().map(|network: Network| network.to_string()));
+                networks.collect::<Result<_, _>>().map(Value::List)
             }
             Kind::Number(min, max) | Kind::PowerOfTwo(min, max) => {
                 let number: u64 = text.trim().parse().map_err(|_| format!("`{text}` is not a number"))?;

@@ -21,6 +21,7 @@ use crate::{
     cli::{Global, Start, parse_address},
     failure::{Failure, Outcome},
     jwks::Trusted,
+    network::Network,
 };
 
 /// What the environment's names begin with; sections and keys follow with two underscores, so that what Kubernetes
@@ -113,6 +114,8 @@ pub struct Configuration {
     pub listen: SocketAddr,
     /// HTTP.
     pub http: SocketAddr,
+    /// Reverse proxies whose X-Forwarded-For is believed.
+    pub proxies: Vec<Network>,
     /// Pages that may connect, beside those of loopback.
     pub origins: Vec<String>,
     /// Where plain WebSocket is served.
@@ -262,6 +265,7 @@ impl Layers {
             folder: self.text("data.folder").into(),
             listen: self.address("gateway.listen"),
             http: self.address("http.listen"),
+            proxies: self.list("http.proxies").iter().filter_map(|text| text.parse().ok()).collect(),
             origins: self.list("gateway.origins").to_vec(),
             trusted,
             plain: if self.text("gateway.plain") == "always" { Plain::Always } else { Plain::Loopback },
@@ -388,6 +392,22 @@ mod tests {
         assert!(texts[2].contains(":5") && texts[2].contains("gateway.plain"), "{texts:#?}");
         assert!(texts[3].contains("FANFARE__HTTP__LISTEM") && texts[3].contains("http.listen"), "{texts:#?}");
         assert_eq!(failure(&problems).exit, 6);
+    }
+
+    #[test]
+    fn a_network_that_is_none_is_a_mistake_with_what_was_meant() {
+        let file = "[http]\nproxies = ['10.0.0.7', 'fd00::/8']\n";
+        let configuration = layers(file, &[], &[]).and_then(|layers| layers.configuration()).expect("valid");
+        assert_eq!(configuration.proxies.len(), 2);
+        let env = [("FANFARE__HTTP__PROXIES", "::1, 10.1.2.3/8")];
+        for (file, env) in [("", &env[..]), ("[http]\nproxies = ['::1', '10.1.2.3/8']\n", &[])] {
+            let problems = layers(file, env, &[]).expect_err("a mistake");
+            assert_eq!((problems.len(), problems[0].code), (1, Code::CONFIG_VALUE));
+            let Problem { what, advice, .. } = &problems[0];
+            assert!(what.contains("`http.proxies`") && what.contains("write 10.0.0.0/8"), "{what}");
+            assert!(advice.contains("a list of addresses and networks"), "{advice}");
+        }
+        assert!(layers("[http]\nproxies = 'all'\n", &[], &[]).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! GET  /users/USER                      {"user","name",...}
 //! POST /users/USER/token                {"ttl_s"?} -> {"user","name","token","expires_unix_s","expires_at"}
 //! POST /users/USER/password              {"password"}: sets it, and signs the user out everywhere
+//!                                       (for an administrator, a token or a password comes by admin.json's token alone)
 //! POST /users/USER/disabled              {"disabled":bool}: out everywhere and not let in, or let in again
 //! GET  /users/USER/export                everything the server holds about the user, as lines of JSON (docs/how-to/export-a-user.md)
 //! POST /users/USER/revoke                signs the user out everywhere: logins, tokens, resume secrets, sessions
@@ -18,6 +19,7 @@
 //! POST /administrators/dismiss           {"user":USER}: takes the flag away
 //! GET  /webhook-keys                     {"keys":[{"kid","x","signs","created_at","ends_at"}]}: public halves
 //! POST /webhook-keys/rotate              {"withdraw"?:bool} -> the same, as it stands then
+//! POST /webhook-keys/withdraw            {"kid"} -> the same: gone at once; where it signs, a new one signs
 //! GET  /sessions?user=USER              {"sessions":[...]}
 //! POST /sessions/kick                   {"user":USER,"device"?:ID} -> {"user","name","ended":N}
 //! GET  /devices?user=USER               {"devices":[{"device","name","sessions","generation","seen_ms"}]}
@@ -41,10 +43,10 @@ use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, Request, State, rejection::QueryRejection},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
@@ -61,6 +63,7 @@ use super::{
     problem::{Problem, parse},
 };
 use crate::{
+    accounts::administrators::Authority,
     clock,
     node::NodeState,
     token::{IssuedToken, TTL_MAX},
@@ -93,6 +96,7 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/administrators/dismiss", post(administrators::dismiss))
         .route("/webhook-keys", get(administrators::webhook_keys))
         .route("/webhook-keys/rotate", post(administrators::rotate))
+        .route("/webhook-keys/withdraw", post(administrators::withdraw))
         .route("/sessions", get(sessions))
         .route("/sessions/kick", post(kick))
         .route("/devices", get(devices))
@@ -110,18 +114,28 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route_layer(middleware::from_fn_with_state(state, authorized))
 }
 
-async fn authorized(State(node): Node, request: Request, next: Next) -> Result<Response, Problem> {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+async fn authorized(State(node): Node, mut request: Request, next: Next) -> Result<Response, Problem> {
+    let authority = authority(&node, request.headers()).await?;
+    request.extensions_mut().insert(authority);
+    Ok(next.run(request).await)
+}
+
+/// By whose right somebody asks.
+///
+/// # Errors
+/// ADMIN_REFUSED, and of the token.
+pub async fn authority(node: &NodeState, headers: &HeaderMap) -> Result<Authority, Problem> {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if verify_slices_are_equal(given.as_bytes(), node.admin_token.as_bytes()).is_ok() {
-        return Ok(next.run(request).await);
+        return Ok(Authority::Folder);
     }
     // The folder's token is hexadecimal: what has dots can be a person's alone.
     if !given.contains('.') {
         return Err(Problem::of(Code::ADMIN_REFUSED));
     }
     match node.accounts.administrator(given).await {
-        Ok(_) => Ok(next.run(request).await),
+        Ok(caller) => Ok(Authority::Administrator(caller)),
         Err(Code::ADMIN_REFUSED) => {
             Err(Problem::new(Code::ADMIN_REFUSED, "the token is not an administrator's").status(403))
         }
@@ -184,7 +198,7 @@ struct NewUsers {
     token_ttl_s: Option<u64>,
 }
 
-async fn add_users(State(node): Node, body: Bytes) -> Answer {
+async fn add_users(State(node): Node, Extension(authority): Extension<Authority>, body: Bytes) -> Answer {
     let new: NewUsers = parse(&body)?;
     if new.names.len() > USERS_MAX {
         return Err(Problem::new(Code::BAD_FIELD, format!("at most {USERS_MAX} users in one request")));
@@ -193,6 +207,7 @@ async fn add_users(State(node): Node, body: Bytes) -> Answer {
     let mut done = Vec::with_capacity(new.names.len());
     for name in &new.names {
         let (user, created) = node.administration.user_made(name, new.full_delivery, false).await?;
+        authority.may_become(user.administrator)?;
         let issued = node.administration.token(&user, ttl)?;
         done.push(json!({
             "user": user.user.to_string(),
@@ -216,9 +231,15 @@ struct TokenWish {
     ttl_s: Option<u64>,
 }
 
-async fn token(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+async fn token(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    Path(user): Path<String>,
+    body: Bytes,
+) -> Answer {
     let wish: TokenWish = if body.is_empty() { TokenWish::default() } else { parse(&body)? };
     let user = node.administration.user(&user).await?;
+    authority.may_become(user.administrator)?;
     let IssuedToken { token, expires_unix_s } = node.administration.token(&user, ttl(wish.ttl_s)?)?;
     Ok(Json(json!({
         "user": user.user.to_string(),
@@ -235,9 +256,15 @@ struct NewPassword {
     password: String,
 }
 
-async fn password(State(node): Node, Path(user): Path<String>, body: Bytes) -> Answer {
+async fn password(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    Path(user): Path<String>,
+    body: Bytes,
+) -> Answer {
     let new: NewPassword = parse(&body)?;
     let user = node.administration.user(&user).await?;
+    authority.may_become(user.administrator)?;
     node.accounts.set_password(user.user, &new.password).await?;
     Ok(Json(json!(user)))
 }
@@ -261,9 +288,13 @@ async fn revoke_all(State(node): Node, Path(user): Path<String>) -> Answer {
     Ok(Json(json!(user)))
 }
 
-async fn export(State(node): Node, Path(user): Path<String>) -> Result<Response, Problem> {
+async fn export(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    Path(user): Path<String>,
+) -> Result<Response, Problem> {
     let user = node.administration.user(&user).await?;
-    Ok(answer(node.exports.begin(user.user).await?))
+    Ok(answer(node.exports.begin(user.user, authority).await?))
 }
 
 fn ttl(wish_s: Option<u64>) -> Result<Duration, Problem> {

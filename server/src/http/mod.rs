@@ -2,8 +2,10 @@
 
 mod admin;
 mod api;
+mod client_address;
 mod door;
 mod pages;
+mod places;
 mod problem;
 mod serve;
 
@@ -13,7 +15,7 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
-    http::{HeaderValue, Method, Version, header, request::Parts},
+    http::{HeaderName, HeaderValue, Method, Version, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -29,7 +31,8 @@ pub mod bounds {
     pub use super::{
         BODY_BYTES_MAX, BODY_WAIT_MAX,
         api::{MEMBERS_PAGE, MESSAGES_MAX, RATE_BURST, RATE_WITHIN},
-        serve::{CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS, HEAD_BYTES_MAX, HEAD_WAIT_MAX, READ_WAIT_MAX},
+        places::{CONNECTIONS_KEPT_FREE, CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS},
+        serve::{CONNECTION_AGE_MAX, HEAD_BYTES_MAX, HEAD_WAIT_MAX, READ_WAIT_MAX},
     };
 }
 
@@ -53,11 +56,13 @@ pub fn routes(state: Arc<NodeState>) -> Router {
         .merge(api)
         .nest("/admin/v1", admin::routes(Arc::clone(&state)))
         .fallback(|| async { Problem::not_found("no such path; / says what is here") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(Code::BAD_FIELD, "the path has no such method").status(405)
-        })
+        .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(bounded))
         .with_state(state)
+}
+
+async fn no_such_method() -> Problem {
+    Problem::new(Code::BAD_FIELD, "the path has no such method").status(405)
 }
 
 /// Pages of the allow-list, and of loopback in dev mode, may ask; no cookies.
@@ -69,7 +74,12 @@ fn cors(state: &NodeState) -> CorsLayer {
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers([
+            header::RETRY_AFTER,
+            HeaderName::from_static("ratelimit-limit"),
+            HeaderName::from_static("ratelimit-remaining"),
+            HeaderName::from_static("ratelimit-reset"),
+        ])
         .max_age(Duration::from_secs(600))
 }
 

@@ -1,16 +1,18 @@
-//! What needs no token: health, metrics, version, discovery, and a page that says what this is.
+//! What needs no token: health, version, discovery, a page that says what this is; and, from this machine, metrics and what the
+//! checks found.
 
 use std::sync::Arc;
 
 use axum::{
     Json, Router,
     extract::{RawQuery, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
 use serde_json::{Value, json};
 
+use super::{admin::authority, api::Peer, problem::Problem};
 use crate::node::NodeState;
 
 type Node = State<Arc<NodeState>>;
@@ -26,24 +28,43 @@ pub fn routes() -> Router<Arc<NodeState>> {
         .route("/.well-known/fanfare.json", get(discovery))
 }
 
-/// 200 `ready`, or 503 with the checks that fail; `?verbose` prints every check.
-async fn readyz(State(node): Node, RawQuery(query): RawQuery) -> Response {
+/// What says how the server is doing is for this machine, and for who administers it.
+async fn may_look(node: &NodeState, Peer(address): Peer, headers: &HeaderMap) -> Result<(), Problem> {
+    if address.is_loopback() { Ok(()) } else { authority(node, headers).await.map(drop) }
+}
+
+/// 200 `ready`, or 503 with the names of the checks that fail; `?verbose` prints every check with what it found.
+async fn readyz(
+    State(node): Node,
+    peer: Peer,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     let checks = node.checks().await;
     let ready = checks.iter().all(|check| check.ok);
     let verbose = query
         .is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")));
+    let allowed = may_look(&node, peer, &headers).await;
+    let found = allowed.is_ok();
+    if verbose {
+        allowed?;
+    }
     let shown = checks.iter().filter(|check| verbose || !check.ok);
     let mut text: String = shown
-        .map(|check| format!("[{}] {}: {}\n", if check.ok { "+" } else { "-" }, check.name, check.detail))
+        .map(|check| {
+            let detail = if found { format!(": {}", check.detail) } else { String::new() };
+            format!("[{}] {}{detail}\n", if check.ok { "+" } else { "-" }, check.name)
+        })
         .collect();
     text += if ready { "ready\n" } else { "not ready\n" };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, text).into_response()
+    Ok((status, text).into_response())
 }
 
-async fn metrics(State(node): Node) -> Response {
+async fn metrics(State(node): Node, peer: Peer, headers: HeaderMap) -> Result<Response, Problem> {
+    may_look(&node, peer, &headers).await?;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], node.render_metrics().await).into_response()
+    Ok(([(header::CONTENT_TYPE, kind)], node.render_metrics().await).into_response())
 }
 
 /// What `fanfare version --json` prints, too.

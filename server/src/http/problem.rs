@@ -12,6 +12,9 @@ use serde_json::json;
 
 use crate::failure::Failure;
 
+/// The longest text of what was wrong: what somebody sent comes back in it.
+const DETAIL_BYTES_MAX: usize = 512;
+
 /// An error's answer.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -24,7 +27,12 @@ pub struct Problem {
 impl Problem {
     /// With the number's usual status; `detail` says what was wrong this time.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), status: status_of(code), retry_after: None }
+        let mut detail = detail.into();
+        if detail.len() > DETAIL_BYTES_MAX {
+            detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
+            detail.push('…');
+        }
+        Self { code, detail, status: status_of(code), retry_after: None }
     }
 
     /// The number's own sentence.
@@ -93,6 +101,21 @@ fn status_of(code: Code) -> u16 {
     }
 }
 
+/// Whether the cause is the server's own, and of no use to who asked.
+fn is_ours(code: Code) -> bool {
+    matches!(
+        code,
+        Code::INTERNAL
+            | Code::CORRUPT
+            | Code::DATA_DAMAGED
+            | Code::DATA_LOCKED
+            | Code::DATA_FORMAT
+            | Code::RETRY_LATER
+            | Code::READ_ONLY
+            | Code::OUTCOME_UNKNOWN
+    )
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -128,6 +151,13 @@ impl From<Code> for Problem {
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         let code = failure.code.unwrap_or(Code::BAD_FIELD);
+        if is_ours(code) {
+            // Paths and what a store says are for who runs the server.
+            if !failure.why.is_empty() {
+                tracing::warn!(%code, what = failure.what, why = failure.why.join("; "), "a request failed");
+            }
+            return Self { retry_after: failure.retry_after, ..Self::new(code, failure.what) };
+        }
         let text = std::iter::once(failure.what).chain(failure.why).collect::<Vec<_>>().join("; ");
         Self { retry_after: failure.retry_after, ..Self::new(code, text) }
     }
@@ -142,5 +172,37 @@ impl From<StoreError> for Problem {
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
         Self::new(Code::BAD_FIELD, rejection.body_text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_says_is_not_sent() {
+        let said = "/var/lib/fanfare/meta.db: disk I/O error".to_owned();
+        let errors = [
+            StoreError::Unavailable(said.clone()),
+            StoreError::Damaged(said.clone()),
+            StoreError::Full(said.clone()),
+            StoreError::Unknown(said.clone()),
+            StoreError::Locked(said.clone()),
+        ];
+        for error in errors {
+            let problem = Problem::from(error);
+            assert!(!problem.detail.contains("meta.db"), "{problem:?}");
+        }
+        let internal = Problem::from(Failure::internal("no token could be issued").why(&said));
+        assert_eq!(internal.detail, "no token could be issued");
+        // What the caller did wrong is its business.
+        let mistake = Problem::from(Failure::new(Code::BAD_FIELD, "no name").why("it has spaces"));
+        assert_eq!(mistake.detail, "no name; it has spaces");
+    }
+
+    #[test]
+    fn what_was_sent_comes_back_in_part() {
+        let detail = Problem::new(Code::BAD_FIELD, "é".repeat(100_000)).detail;
+        assert!(detail.len() < DETAIL_BYTES_MAX + 8 && detail.ends_with("é…"), "{}", detail.len());
     }
 }

@@ -1,8 +1,7 @@
-//! Serving HTTP/1.1 with deadlines: a head must come within 5 s, an answer must be read within 15 s, connections are
-//! counted, in all and by address, and a stop lets what is under way end.
+//! Serving HTTP/1.1 with deadlines: a head must come within 5 s, an answer must be read within 15 s, connections have
+//! places and an age, and a stop lets what is under way end.
 
 use std::{
-    collections::HashMap,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
@@ -11,37 +10,40 @@ use std::{
     time::Duration,
 };
 
-use axum::{Extension, Router};
-use hyper::server::conn::http1;
+use axum::{Router, body::Body};
+use hyper::{Request, body::Incoming, server::conn::http1, service::Service as _, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::{Instant, Sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::api::Peer;
+use super::{
+    api::Peer,
+    client_address::{client_address, is_of, limited_as},
+    places::{BusyBody, Place, Places},
+};
+use crate::network::Network;
 
 /// Connections that the kernel keeps until they are accepted. With the 128 of a plain bind a crowd of one address makes
 /// others wait a second for their next try.
 const BACKLOG: u32 = 4_096;
-/// Connections at once; more wait in the kernel's queue.
-pub const CONNECTIONS_MAX: usize = 512;
-/// Of one address, so that none takes all places; more are closed at once.
-pub const CONNECTIONS_PER_ADDRESS: u32 = 128;
 /// How long a request's head may take, also between two requests of one connection.
 pub const HEAD_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a client may leave an answer half read.
 pub const READ_WAIT_MAX: Duration = Duration::from_secs(15);
 /// The longest head.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// How old a connection may become; then it ends with the answer that is under way.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(10 * 60);
+/// How long a connection that lost its place has to write what is left of its answer: it counts no more.
+const SHED_WAIT_MAX: Duration = Duration::from_millis(100);
 /// How long answers under way may take when the server stops.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -49,7 +51,7 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(2);
 pub fn describe_metrics() {
     metrics::describe_counter!(
         "fanfare_http_shed_total",
-        "Connections closed at once: their address had too many"
+        "Connections closed at once: their address had too many, or there was no room"
     );
 }
 
@@ -74,15 +76,15 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves on that socket.
+    /// Serves on that socket; of `proxies` is believed for whom they ask.
     ///
     /// # Errors
     /// The socket has no address.
-    pub fn start(listener: TcpListener, routes: Router) -> io::Result<Self> {
+    pub fn start(listener: TcpListener, routes: Router, proxies: Arc<[Network]>) -> io::Result<Self> {
         describe_metrics();
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
-        let task = tokio::spawn(accept(listener, routes, stop.clone()));
+        let task = tokio::spawn(accept(listener, routes, proxies, stop.clone()));
         Ok(Self { address, stop, task })
     }
 
@@ -98,76 +100,26 @@ impl HttpServer {
     }
 }
 
-/// How many connections each address has.
-type Addresses = Arc<Mutex<HashMap<IpAddr, u32>>>;
-
-/// A connection's place, in all and under its address.
-struct Place {
-    addresses: Addresses,
-    address: IpAddr,
-    _room: OwnedSemaphorePermit,
-}
-
-impl Place {
-    fn of(addresses: &Addresses, address: IpAddr, room: OwnedSemaphorePermit) -> Option<Self> {
-        let mut counts = addresses.lock();
-        let count = counts.entry(address).or_insert(0);
-        if *count >= CONNECTIONS_PER_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Self { addresses: Arc::clone(addresses), address, _room: room })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.addresses.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// What limits take for one address: of IPv6 a network of 64 bits, all of which one machine may have.
-fn limited_as(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) if !v6.is_loopback() => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
-        address => address,
-    }
-}
-
-async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let addresses = Addresses::default();
+async fn accept(listener: TcpListener, routes: Router, proxies: Arc<[Network]>, stop: CancellationToken) {
+    let places = Arc::new(Places::default());
+    let began = std::time::Instant::now();
     let tasks = TaskTracker::new();
     loop {
-        let room = tokio::select! {
-            () = stop.cancelled() => break,
-            room = Arc::clone(&connections).acquire_owned() => room,
-        };
-        // It is never closed.
-        let Ok(room) = room else { break };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let address = limited_as(peer.ip());
-                let Some(place) = Place::of(&addresses, address, room) else {
+                let address = peer.ip().to_canonical();
+                let is_proxy = is_of(&proxies, address);
+                let now = std::time::Instant::now();
+                let Some(place) = places.take(limited_as(address), is_proxy, began, now) else {
                     metrics::counter!("fanfare_http_shed_total").increment(1);
                     continue;
                 };
-                let routes = routes.clone().layer(Extension(Peer(address)));
-                let stop = stop.clone();
-                tasks.spawn(async move {
-                    let _place = place;
-                    serve(stream, routes, stop).await;
-                });
+                let client = Client { address, proxies: Arc::clone(&proxies), place };
+                tasks.spawn(serve(stream, client, routes.clone(), stop.clone()));
             }
             Err(error) => {
                 // Out of descriptors, most likely: they come back as connections end.
@@ -181,18 +133,41 @@ async fn accept(listener: TcpListener, routes: Router, stop: CancellationToken) 
     let _ = tokio::time::timeout(STOP_WAIT_MAX, tasks.wait()).await;
 }
 
-async fn serve(stream: TcpStream, routes: Router, stop: CancellationToken) {
+/// Who is connected.
+struct Client {
+    address: IpAddr,
+    proxies: Arc<[Network]>,
+    place: Place,
+}
+
+async fn serve(stream: TcpStream, client: Client, routes: Router, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT_MAX).max_buf_size(HEAD_BYTES_MAX);
     let stream = TokioIo::new(Timed::new(stream, READ_WAIT_MAX));
-    let connection = builder.serve_connection(stream, TowerToHyperService::new(routes));
+    let routes = TowerToHyperService::new(routes);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let busy = client.place.busy();
+        let address = client_address(client.address, &client.proxies, request.headers());
+        request.extensions_mut().insert(Peer(limited_as(address)));
+        let answered = routes.call(request);
+        async { answered.await.map(|answer| answer.map(|body| Body::new(BusyBody::new(body, busy)))) }
+    });
+    let connection = builder.serve_connection(stream, service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
+        }
+        () = tokio::time::sleep(CONNECTION_AGE_MAX) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = client.place.shed.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(SHED_WAIT_MAX, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
@@ -284,24 +259,6 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-
-    #[test]
-    fn an_address_has_its_places_and_a_network_of_ipv6_is_one() {
-        let addresses = Addresses::default();
-        let rooms = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let place = |text: &str| {
-            let address = limited_as(text.parse().expect("an address"));
-            Place::of(&addresses, address, Arc::clone(&rooms).try_acquire_owned().expect("room"))
-        };
-        let held: Vec<Place> = (0..CONNECTIONS_PER_ADDRESS).filter_map(|_| place("2001:db8::1")).collect();
-        assert_eq!(held.len(), CONNECTIONS_PER_ADDRESS as usize);
-        assert!(place("2001:db8::2:0:0:1").is_none());
-        assert!(place("2001:db8:0:1::1").is_some() && place("::1").is_some());
-        assert_eq!(limited_as("::ffff:10.0.0.1".parse().expect("mapped")), IpAddr::from([10, 0, 0, 1]));
-        drop(held);
-        assert!(place("2001:db8::2").is_some());
-        assert!(addresses.lock().is_empty());
-    }
 
     #[tokio::test]
     async fn an_answer_that_is_not_read_is_given_up() {

@@ -220,7 +220,7 @@ impl Node {
         let webhook_keys = tokio::task::spawn_blocking(move || WebhookKeys::open(store)).await;
         let webhook_keys =
             webhook_keys.map_err(|error| Failure::internal("the webhooks' keys").why(error))??;
-        let exports = Exports::new(stores.accounts.clone(), router.admin(), for_load);
+        let exports = Exports::new(stores.accounts.clone(), accounts.clone(), router.admin(), for_load);
         let edge = Edge::attach(&router);
         let administration = Administration::new(stores, issuer, router.admin());
         if seed == Seed::Demo {
@@ -245,7 +245,8 @@ impl Node {
             draining: AtomicBool::new(false),
             metrics,
         });
-        let http = HttpServer::start(listener, http::routes(Arc::clone(&state)))?;
+        let http =
+            HttpServer::start(listener, http::routes(Arc::clone(&state)), configuration.proxies.into())?;
         let bot = if dev && seed == Seed::Demo { Some(EchoBot::start(&state).await?) } else { None };
         let file = AdminFile {
             schema: "fanfare.admin/v1".into(),
@@ -284,6 +285,7 @@ impl Node {
             tracing::warn!(%error, file = %file.display(), "could not be removed");
         }
         self.http.stop().await;
+        self.state.exports.ended().await;
     }
 }
 

@@ -2,6 +2,7 @@
 CREATE TABLE admin_links (
     hash BLOB PRIMARY KEY,
     name TEXT NOT NULL,
+    made_by INTEGER NOT NULL,
     created_ms INTEGER NOT NULL,
     expires_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

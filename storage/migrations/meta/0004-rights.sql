@@ -10,7 +10,10 @@ CREATE TABLE marks (
     seq INTEGER NOT NULL,
     PRIMARY KEY (channel, user, kind)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX marks_invited ON marks (user, channel) WHERE kind = 3;
+CREATE INDEX marks_user ON marks (user, channel);
+
+-- Where somebody is and was, for an export and for reconcile.
+CREATE INDEX members_user ON members (user, channel);
 
 -- From whom a user takes no direct messages.
 CREATE TABLE blocks (

@@ -82,7 +82,13 @@ pub fn revoking_ends_logins(stores: &Stores) {
 }
 
 fn link(hash: u8, name: &str, created_ms: u64) -> AdminLink {
-    AdminLink { hash: [hash; 32], name: name.to_owned(), created_ms, expires_ms: created_ms + 100 }
+    AdminLink {
+        hash: [hash; 32],
+        name: name.to_owned(),
+        made_by: UserId(0),
+        created_ms,
+        expires_ms: created_ms + 100,
+    }
 }
 
 pub fn admin_links_are_taken_once(stores: &Stores) {
@@ -94,7 +100,7 @@ pub fn admin_links_are_taken_once(stores: &Stores) {
     let raised = |of: &User| User { flags: of.flags | User::ADMINISTRATOR, ..of.clone() };
     assert!(accounts.administrators(10).expect("read").is_empty());
     assert_eq!(claim(1, &user(4, "ann"), 10), Claimed::NoLink, "it was never given out");
-    accounts.open_link(&link(1, "", 10), 3).expect("written");
+    assert!(accounts.open_link(&link(1, "", 10), 3).expect("written"));
     assert_eq!(accounts.link(&[1; 32], 109).expect("read"), Some(link(1, "", 10)));
     assert_eq!(accounts.link(&[1; 32], 110).expect("read"), None, "it has ended");
     assert_eq!(claim(1, &user(4, "ann"), 110), Claimed::NoLink, "it has ended");
@@ -108,11 +114,13 @@ pub fn admin_links_are_taken_once(stores: &Stores) {
     let bob = user(5, "bob");
     assert!(accounts.register(&bob, "$before$", 0).expect("written"));
     assert!(accounts.start_login(&login(1, 5, 7), &bob).expect("written"));
-    accounts.open_link(&link(2, "", 60), 3).expect("written");
+    assert!(accounts.open_link(&link(2, "", 60), 3).expect("written"));
     assert_eq!(claim(2, &user(6, "bob"), 61), Claimed::NameTaken);
-    accounts.open_link(&link(3, "bob", 60), 3).expect("written");
+    assert!(accounts.open_link(&link(3, "bob", 60), 3).expect("written"));
     assert_eq!(claim(3, &user(6, "carol"), 61), Claimed::NoLink, "it is bob's");
     accounts.change_flags(UserId(5), User::DISABLED, 0).expect("written");
+    assert_eq!(claim(3, &user(6, "bob"), 61), Claimed::NoLink, "it went when bob was disabled");
+    assert!(accounts.open_link(&link(3, "bob", 60), 3).expect("written"));
     assert_eq!(claim(3, &user(6, "bob"), 61), Claimed::Disabled);
     assert_eq!(accounts.password(UserId(5)).expect("read").as_deref(), Some("$before$"));
     accounts.change_flags(UserId(5), 0, User::DISABLED).expect("written");
@@ -123,12 +131,46 @@ pub fn admin_links_are_taken_once(stores: &Stores) {
 
     // The oldest of those that are open goes.
     for (hash, created_ms) in [(4, 70), (5, 71), (6, 72)] {
-        accounts.open_link(&link(hash, "", created_ms), 2).expect("written");
+        assert!(accounts.open_link(&link(hash, "", created_ms), 2).expect("written"));
     }
     let open = |hash: u8| accounts.link(&[hash; 32], 73).expect("read").is_some();
     assert_eq!([2, 4, 5, 6].map(open), [false, false, true, true]);
     accounts.change_flags(UserId(4), 0, User::ADMINISTRATOR).expect("written");
     assert_eq!(accounts.administrators(10).expect("read").len(), 1);
+}
+
+pub fn admin_links_end_with_their_administrator(stores: &Stores) {
+    let accounts = &stores.accounts;
+    let by_ann = |hash: u8, name: &str| AdminLink { made_by: UserId(4), ..link(hash, name, 10) };
+    let open = |link: &AdminLink| accounts.open_link(link, 9).expect("written");
+    let stand = || [1, 2, 3].map(|hash| accounts.link(&[hash; 32], 20).expect("read").is_some());
+    let change =
+        |user, set, clear| accounts.change_flags(UserId(user), set, clear).expect("written").is_some();
+    for (id, name) in [(4, "ann"), (5, "bob")] {
+        assert!(accounts.register(&user(id, name), "$hash$", 0).expect("written"));
+    }
+    assert!(!open(&by_ann(1, "")), "she is no administrator");
+    let endings: [&dyn Fn() -> bool; 3] =
+        [&|| change(4, 0, User::ADMINISTRATOR), &|| change(4, User::DISABLED, 0), &|| {
+            accounts.revoke_user(UserId(4), 0).expect("written").is_some()
+        }];
+    for (index, end) in endings.into_iter().enumerate() {
+        assert!(change(4, User::ADMINISTRATOR, User::DISABLED));
+        let for_her = link(3, "ann", 10);
+        assert!(open(&by_ann(1, "")) && open(&link(2, "bob", 10)) && open(&for_her));
+        assert!(change(4, User::BOT, 0) && change(5, 0, User::ADMINISTRATOR | User::BOT));
+        assert_eq!(stand(), [true, false, true], "dismissing bob ends what is for him alone");
+        assert!(open(&link(2, "bob", 10)) && end());
+        assert_eq!(stand(), [false, true, index == 2], "{index}");
+        assert!(index == 2 || !open(&by_ann(1, "")), "{index}: she administers no more");
+        assert!(change(5, User::DISABLED, 0) && change(5, 0, User::DISABLED) && change(4, User::DISABLED, 0));
+    }
+    // Nobody takes another administrator's account by a link: bob became one since it was made.
+    assert!(change(4, User::ADMINISTRATOR, User::DISABLED) && open(&by_ann(1, "bob")));
+    assert!(change(5, User::ADMINISTRATOR, 0));
+    let taken = accounts.claim_link(&[1; 32], &user(6, "bob"), "$other$", 20).expect("written");
+    assert_eq!(taken, Claimed::NoLink);
+    assert_eq!(accounts.password(UserId(5)).expect("read").as_deref(), Some("$hash$"));
 }
 
 pub fn webhook_keys_follow_each_other(stores: &Stores) {
@@ -149,4 +191,8 @@ pub fn webhook_keys_follow_each_other(stores: &Stores) {
     // One that is withdrawn at once is gone at once.
     assert!(accounts.rotate_webhook_key("c", &key("d", 31, 0), 31).expect("written"));
     assert_eq!(accounts.webhook_keys().expect("read"), [key("b", 20, 40), key("d", 31, 0)]);
+    assert!(!accounts.withdraw_webhook_key("d").expect("written"), "it signs");
+    assert!(!accounts.withdraw_webhook_key("x").expect("written"), "there is none");
+    assert!(accounts.withdraw_webhook_key("b").expect("written"));
+    assert_eq!(accounts.webhook_keys().expect("read"), [key("d", 31, 0)]);
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     accounts::{Accounts, AdminLink, Claimed, Login, Membership, WebhookKey},
     error::StoreError,
-    model::{Hash, Member, User},
+    model::{Hash, Mark, MarkKind, Member, User},
 };
 
 const COLUMNS: &str = "login, user, device, secret, before, rotated_ms, created_ms, expires_ms";
@@ -70,7 +70,17 @@ fn change_flags(
     connection
         .prepare_cached("UPDATE users SET flags = (flags & ~?) | ? WHERE user = ?")
         .and_then(|mut update| update.execute((clear, set, sql(user.0))))
-        .and_then(|_| user_by_id(connection, user))
+        .and_then(|_| {
+            if clear & User::ADMINISTRATOR != 0 || set & User::DISABLED != 0 {
+                connection
+                    .prepare_cached(
+                        "DELETE FROM admin_links
+                         WHERE made_by = ?1 OR name = (SELECT name FROM users WHERE user = ?1)",
+                    )?
+                    .execute([sql(user.0)])?;
+            }
+            user_by_id(connection, user)
+        })
         .map_err(|error| of_statement(&error))
 }
 
@@ -79,20 +89,22 @@ fn revoke(connection: &Connection, user: UserId, from_s: u64) -> rusqlite::Resul
     connection
         .prepare_cached("UPDATE users SET tokens_from_s = max(tokens_from_s + 1, ?) WHERE user = ?")?
         .execute((sql(from_s), sql(user.0)))?;
-    connection.prepare_cached("DELETE FROM logins WHERE user = ?")?.execute([sql(user.0)]).map(drop)
+    connection.prepare_cached("DELETE FROM logins WHERE user = ?")?.execute([sql(user.0)])?;
+    connection.prepare_cached("DELETE FROM admin_links WHERE made_by = ?")?.execute([sql(user.0)]).map(drop)
 }
 
 fn link_of(connection: &Connection, hash: &Hash, now_ms: u64) -> rusqlite::Result<Option<AdminLink>> {
     connection
         .prepare_cached(
-            "SELECT name, created_ms, expires_ms FROM admin_links WHERE hash = ? AND expires_ms > ?",
+            "SELECT name, made_by, created_ms, expires_ms FROM admin_links WHERE hash = ? AND expires_ms > ?",
         )?
         .query_row((&hash[..], sql(now_ms)), |row| {
             Ok(AdminLink {
                 hash: *hash,
                 name: row.get(0)?,
-                created_ms: unsigned(row, 1)?,
-                expires_ms: unsigned(row, 2)?,
+                made_by: UserId(unsigned(row, 1)?),
+                created_ms: unsigned(row, 2)?,
+                expires_ms: unsigned(row, 3)?,
             })
         })
         .optional()
@@ -116,6 +128,10 @@ fn claim(
     let id = match known {
         Some(_) if link.name.is_empty() => return Ok(Claimed::NameTaken),
         Some(known) if known.flags & User::DISABLED != 0 => return Ok(Claimed::Disabled),
+        // It became one since the link was made.
+        Some(known) if link.made_by != UserId(0) && known.flags & User::ADMINISTRATOR != 0 => {
+            return Ok(Claimed::NoLink);
+        }
         Some(known) => {
             revoke(connection, known.user, user.tokens_from_s).map_err(|error| of_statement(&error))?;
             known.user
@@ -277,6 +293,25 @@ impl Accounts for SqliteMetadata {
         })
     }
 
+    fn marks_of(&self, user: UserId, limit: usize) -> Result<Vec<(ChannelId, Mark)>, StoreError> {
+        let rows: Vec<(u64, u8, u64, u64)> = self.read_meta(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT channel, kind, until_ms, seq FROM marks WHERE user = ? ORDER BY channel, kind LIMIT ?",
+                )?
+                .query_map((sql(user.0), i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+                    Ok((unsigned(row, 0)?, row.get(1)?, unsigned(row, 2)?, unsigned(row, 3)?))
+                })?
+                .collect()
+        })?;
+        let mark = |(channel, kind, until_ms, seq)| {
+            let kind = MarkKind::from_u8(kind)
+                .ok_or_else(|| StoreError::Damaged(format!("a mark of kind {kind} in channel {channel}")))?;
+            Ok((ChannelId(channel), Mark { user, kind, until_ms, seq }))
+        };
+        rows.into_iter().map(mark).collect()
+    }
+
     fn administrators(&self, limit: usize) -> Result<Vec<User>, StoreError> {
         self.read_meta(|connection| {
             // The condition is the index's own, word for word, so that no user is looked at who is none.
@@ -289,24 +324,38 @@ impl Accounts for SqliteMetadata {
         })
     }
 
-    fn open_link(&self, link: &AdminLink, open_max: usize) -> Result<(), StoreError> {
+    fn open_link(&self, link: &AdminLink, open_max: usize) -> Result<bool, StoreError> {
         self.write_meta(|connection| {
-            let open = || -> rusqlite::Result<()> {
+            let open = || -> rusqlite::Result<bool> {
+                // Looked at under the writer: who was dismissed a moment ago leaves nothing behind.
+                let maker = user_by_id(connection, link.made_by)?;
+                let administers =
+                    |user: &User| user.flags & (User::ADMINISTRATOR | User::DISABLED) == User::ADMINISTRATOR;
+                if link.made_by != UserId(0) && !maker.as_ref().is_some_and(administers) {
+                    return Ok(false);
+                }
                 connection
                     .prepare_cached("DELETE FROM admin_links WHERE expires_ms <= ?")?
                     .execute([sql(link.created_ms)])?;
                 connection
                     .prepare_cached(
-                        "INSERT INTO admin_links (hash, name, created_ms, expires_ms) VALUES (?, ?, ?, ?)",
+                        "INSERT INTO admin_links (hash, name, made_by, created_ms, expires_ms)
+                         VALUES (?, ?, ?, ?, ?)",
                     )?
-                    .execute((&link.hash[..], &link.name, sql(link.created_ms), sql(link.expires_ms)))?;
+                    .execute((
+                        &link.hash[..],
+                        &link.name,
+                        sql(link.made_by.0),
+                        sql(link.created_ms),
+                        sql(link.expires_ms),
+                    ))?;
                 connection
                     .prepare_cached(
                         "DELETE FROM admin_links WHERE hash NOT IN
                          (SELECT hash FROM admin_links ORDER BY created_ms DESC, hash LIMIT ?)",
                     )?
                     .execute([i64::try_from(open_max).unwrap_or(i64::MAX)])
-                    .map(drop)
+                    .map(|_| true)
             };
             open().map_err(|error| of_statement(&error))
         })
@@ -374,6 +423,16 @@ impl Accounts for SqliteMetadata {
                     .map(|_| true)
             };
             rotate().map_err(|error| of_statement(&error))
+        })
+    }
+
+    fn withdraw_webhook_key(&self, kid: &str) -> Result<bool, StoreError> {
+        self.write_meta(|connection| {
+            connection
+                .prepare_cached("DELETE FROM webhook_keys WHERE kid = ? AND ends_ms <> 0")
+                .and_then(|mut delete| delete.execute([kid]))
+                .map(|gone| gone == 1)
+                .map_err(|error| of_statement(&error))
         })
     }
 }

@@ -285,6 +285,26 @@ impl Metadata for SqliteMetadata {
         })
     }
 
+    fn stretches(&self, channel: ChannelId, user: UserId) -> Result<Vec<Member>, StoreError> {
+        self.meta.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT role, joined_seq, left_seq, visible_from FROM members WHERE channel = ? AND user = ?
+                     ORDER BY joined_seq",
+                )?
+                .query_map((sql(channel.0), sql(user.0)), |row| {
+                    Ok(Member {
+                        user,
+                        role: row.get(0)?,
+                        joined_seq: unsigned(row, 1)?,
+                        left_seq: unsigned(row, 2)?,
+                        visible_from: unsigned(row, 3)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
     fn marks(&self, channel: ChannelId) -> Result<Vec<Mark>, StoreError> {
         let rows: Vec<(u64, u8, u64, u64)> = self.meta.read(|connection| {
             connection

@@ -15,8 +15,14 @@ const PAGES: &[(&str, &str)] = &[
         "What commands ask; behind the token of `admin.json` or an administrator's. It may change with each version: use the commands.",
     ),
     ("/livez", "200 while the process runs."),
-    ("/readyz", "200 when it serves, else 503 with the checks that fail; `?verbose` names every check."),
-    ("/metrics", "[Metrics](metrics.md) for Prometheus."),
+    (
+        "/readyz",
+        "200 when it serves, else 503 with the names of the checks that fail; `?verbose` says of every check what it found, from elsewhere than this machine with a token as for metrics.",
+    ),
+    (
+        "/metrics",
+        "[Metrics](metrics.md) for Prometheus; from elsewhere than this machine with the token of `admin.json` or an administrator's.",
+    ),
     ("/version", "Versions of the program, the protocol and the data."),
     ("/openapi.json", "This page for programs: OpenAPI 3.1."),
     ("/.well-known/fanfare.json", "Where clients connect, with the hash of a self-signed certificate."),

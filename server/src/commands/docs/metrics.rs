@@ -25,7 +25,8 @@ pub fn described() -> BTreeMap<String, (&'static str, String)> {
 /// The page.
 pub fn page() -> String {
     let mut page = String::from(
-        "# Metrics\n\n<!-- written by `fanfare docs metrics` -->\n\n`GET /metrics` has them in Prometheus' text form, without a token. One that \
+        "# Metrics\n\n<!-- written by `fanfare docs metrics` -->\n\n`GET /metrics` has them in Prometheus' text form: from this machine without a token, from elsewhere with that of \
+         `admin.json` or an administrator's. One that \
          was not counted yet is not there. No label names a user, a\nchannel or a session. Summaries have quantiles, `_sum` and `_count`. \
          \"By lane\" is a label `lane`: a thread that holds connections.\n\n| metric | type | what it says |\n| --- | --- | --- |\n",
     );

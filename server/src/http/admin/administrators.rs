@@ -1,11 +1,14 @@
 //! `/admin/v1/administrators` and `/admin/v1/webhook-keys`.
 
-use axum::{Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, Node, parse};
-use crate::{administration::UserRow, clock, http::problem::Problem, webhook_keys::PublicKey};
+use crate::{
+    accounts::administrators::Authority, administration::UserRow, clock, http::problem::Problem,
+    webhook_keys::PublicKey,
+};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -14,9 +17,13 @@ struct LinkWish {
     name: Option<String>,
 }
 
-pub async fn open_link(State(node): Node, body: Bytes) -> Result<(StatusCode, Json<Value>), Problem> {
+pub async fn open_link(
+    State(node): Node,
+    Extension(authority): Extension<Authority>,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), Problem> {
     let wish: LinkWish = if body.is_empty() { LinkWish::default() } else { parse(&body)? };
-    let link = node.accounts.open_link(wish.name.as_deref()).await?;
+    let link = node.accounts.open_link(wish.name.as_deref(), &authority).await?;
     Ok((
         StatusCode::CREATED,
         Json(json!({
@@ -60,6 +67,17 @@ struct Rotation {
 pub async fn rotate(State(node): Node, body: Bytes) -> Answer {
     let wish: Rotation = if body.is_empty() { Rotation::default() } else { parse(&body)? };
     Ok(Json(json!({ "keys": rows(&node.webhook_keys.rotate(wish.withdraw).await?) })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Withdrawn {
+    kid: String,
+}
+
+pub async fn withdraw(State(node): Node, body: Bytes) -> Answer {
+    let of: Withdrawn = parse(&body)?;
+    Ok(Json(json!({ "keys": rows(&node.webhook_keys.withdraw(of.kid).await?) })))
 }
 
 fn rows(keys: &[PublicKey]) -> Vec<Value> {

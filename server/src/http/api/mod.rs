@@ -117,6 +117,8 @@ pub fn routes(state: &Arc<NodeState>) -> Router<Arc<NodeState>> {
     let json = HeaderValue::from_static("application/json");
     router
         .route("/openapi.json", get(move || async move { ([(header::CONTENT_TYPE, json)], document) }))
+        // Before the layers: one that is set behind them takes a preflight's OPTIONS past the rules for other origins.
+        .method_not_allowed_fallback(super::no_such_method)
         .layer(middleware::from_fn_with_state(Arc::new(Rate::new(state.for_load)), rated))
 }
 

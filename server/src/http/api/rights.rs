@@ -25,7 +25,7 @@ use super::{
     channels::{Key, Keyed, Written, write},
     id,
 };
-use crate::{accounts::Caller, clock, http::problem::Problem, node::NodeState};
+use crate::{accounts::Caller, administration::mark_name, clock, http::problem::Problem, node::NodeState};
 
 type Node = State<Arc<NodeState>>;
 type Wrote = Result<(StatusCode, Json<Written>), Problem>;
@@ -205,7 +205,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Marked {
         let odd = || Problem::new(Code::BAD_FIELD, "the path is /v1/channels/ID/marks/KIND/ID");
         let Path((channel, kind, user)) =
             Path::<(String, String, String)>::from_request_parts(parts, state).await.map_err(|_| odd())?;
-        let kind = MarkKind::ALL.into_iter().find(|one| name_of(*one) == kind).ok_or_else(odd)?;
+        let kind = MarkKind::ALL.into_iter().find(|one| mark_name(*one) == kind).ok_or_else(odd)?;
         let (Some(channel), Some(user)) = (id(&channel), id(&user)) else { return Err(odd()) };
         Ok(Self { channel: ChannelId(channel), kind, user })
     }
@@ -217,16 +217,6 @@ impl Marked {
             Code::BAD_FIELD,
             "`declined` is what remains of `invited` and `requested`: set or take those",
         )
-    }
-}
-
-fn name_of(kind: MarkKind) -> &'static str {
-    match kind {
-        MarkKind::Muted => "muted",
-        MarkKind::Banned => "banned",
-        MarkKind::Invited => "invited",
-        MarkKind::Requested => "requested",
-        MarkKind::Declined => "declined",
     }
 }
 
@@ -277,7 +267,7 @@ async fn marks(
     let (user, channel) = (caller.user.user, ChannelId(channel));
     let (rows, total) = node.administration.marks(user, channel, skip, MARKS_PAGE).await?;
     let body = |row: crate::administration::MarkRow| MarkBody {
-        kind: name_of(row.mark.kind).to_owned(),
+        kind: mark_name(row.mark.kind).to_owned(),
         user: row.mark.user.to_string(),
         name: row.name,
         until: (row.mark.until_ms > 0).then(|| clock::rfc3339(row.mark.until_ms)),
