@@ -106,7 +106,8 @@ async fn front(State(node): Node) -> Html<String> {
          <pre>fanfare listen general --as alice\nfanfare send general \"hi\" --as bob\nfanfare user token alice\nfanfare \
          status</pre><p>For programs: <a href=/livez>/livez</a> · <a href='/readyz?verbose'>/readyz</a> · \
          <a href=/metrics>/metrics</a> · <a href=/version>/version</a> · \
-         <a href=/.well-known/fanfare.json>/.well-known/fanfare.json</a></p></html>\n",
+         <a href=/.well-known/fanfare.json>/.well-known/fanfare.json</a> · \
+         <a href=/openapi.json>/openapi.json</a></p><p><a href=/admin>Administration</a></p></html>\n",
         version = env!("CARGO_PKG_VERSION"),
         path = fanfare_proto::WS_PATH,
     ))
