@@ -163,7 +163,7 @@ def links(canaries, running, api):
     api.ask("POST", "/v1/admin/claim", {"link": link, "name": "olga", "password": PASSWORD})
     api.good("GET", "/admin/v1/status", token=olga["token"])
     api.good("POST", "/admin/v1/webhook-keys/rotate", {}, olga["token"])
-    api.good("POST", "/admin/v1/users/olga/password", {"password": NEXT}, olga["token"])
+    api.good("POST", "/admin/v1/users/olga/password", {"password": NEXT}, running.admin["token"])
 
 
 async def main():
