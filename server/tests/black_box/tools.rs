@@ -255,6 +255,14 @@ fn doctor_passes_a_dev_server_and_names_what_is_wrong_elsewhere() {
     let taken = run(&["doctor", "--only", "ports", "--json"], port);
     assert_eq!(taken.status.code(), Some(5), "{}", stdout(&taken));
     assert_eq!(finding(&json_of(&taken), "HTTP (TCP)")["code"], "FAN-D007");
+    let reachable = fanfare(&["doctor", "--only", "ports", "--json", "--data"])
+        .arg(&data)
+        .env("FANFARE__HTTP__LISTEN", "0.0.0.0:0")
+        .env("FANFARE__GATEWAY__LISTEN", "127.0.0.1:0")
+        .current_dir(folder.path())
+        .output()
+        .expect("the binary runs");
+    assert_eq!(finding(&json_of(&reachable), "HTTP")["code"], "FAN-D012");
 
     std::fs::write(folder.path().join("fanfare.toml"), "[gateway]\nlistn = ':1'\n").expect("written");
     let wrong = run(&["doctor", "--only", "configuration"], 0);
