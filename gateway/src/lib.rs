@@ -13,6 +13,7 @@ mod audience;
 mod clock;
 mod config;
 mod connection;
+mod connection_id;
 mod credit;
 mod error;
 mod gather;

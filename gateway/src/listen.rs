@@ -11,12 +11,12 @@ use std::{
 use aws_lc_rs::hmac;
 use fanfare_proto::ws::Refusal;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
-use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    connection_id::SignedConnectionIds,
     error::GatewayError,
     inbox::{Item, Lanes},
     quic::{self, REFUSE_ABOVE},
@@ -109,12 +109,9 @@ impl Door {
 fn endpoint_config(reset_key: Option<[u8; 32]>) -> EndpointConfig {
     let Some(key) = reset_key else { return EndpointConfig::default() };
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &key);
-    let ids = hmac::sign(&reset, b"connection ids");
-    let mut ids_key = [0; 8];
-    ids_key.copy_from_slice(&ids.as_ref()[..8]);
-    let ids_key = u64::from_le_bytes(ids_key);
+    let ids = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&reset, b"connection ids").as_ref());
     let mut config = EndpointConfig::new(Arc::new(reset));
-    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids_key)));
+    config.cid_generator(move || Box::new(SignedConnectionIds::new(ids.clone())));
     config
 }
 
