@@ -685,9 +685,16 @@ pub(crate) fn retry_after_ms(code: Code) -> u32 {
 /// Writes a queue to a socket until that takes no more.
 fn write(wire: &mut Wire, queue: &mut Queue, cx: &mut Context<'_>, now_ms: u64) -> std::io::Result<()> {
     while !queue.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let count = queue.slices(&mut slices);
-        match wire.poll_write_slices(cx, &slices[..count]) {
+        let written = match queue.single() {
+            // Most are: `send` costs less than `writev`, and there are no slices to lay out.
+            Some(bytes) => wire.poll_write_bytes(cx, bytes),
+            None => {
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let count = queue.slices(&mut slices);
+                wire.poll_write_slices(cx, &slices[..count])
+            }
+        };
+        match written {
             Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
             Poll::Ready(Ok(bytes)) => queue.advance(bytes, now_ms),
             Poll::Ready(Err(error)) => return Err(error),

@@ -68,10 +68,53 @@ impl Chunk {
     }
 }
 
+/// Chunks in their order. The first has its place here, so that one that is written at once costs no allocation.
+#[derive(Debug, Default)]
+struct Chunks {
+    /// There while anything is.
+    first: Option<Chunk>,
+    rest: VecDeque<Chunk>,
+}
+
+impl Chunks {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Chunk> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        match &self.first {
+            Some(_) => self.rest.push_back(chunk),
+            None => self.first = Some(chunk),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Chunk> {
+        let popped = std::mem::replace(&mut self.first, self.rest.pop_front());
+        if self.rest.is_empty() {
+            // Who keeps up holds no buffer.
+            self.rest = VecDeque::new();
+        }
+        popped
+    }
+
+    /// Takes out all, or all but the first.
+    fn split(&mut self, keeps_first: bool) -> VecDeque<Chunk> {
+        let mut taken = std::mem::take(&mut self.rest);
+        if !keeps_first && let Some(first) = self.first.take() {
+            taken.push_front(first);
+        }
+        taken
+    }
+}
+
 /// The chunks that wait for one stream of bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    chunks: VecDeque<Chunk>,
+    chunks: Chunks,
     /// Bytes of the first chunk that are written.
     written: u32,
     /// Bytes that wait, but for history.
@@ -109,7 +152,7 @@ impl Queue {
         }
         let bytes = chunk.bytes.len() as u32;
         *self.counter(chunk.kind) += bytes;
-        self.chunks.push_back(chunk);
+        self.chunks.push(chunk);
     }
 
     fn counter(&mut self, kind: Kind) -> &mut u32 {
@@ -124,17 +167,21 @@ impl Queue {
         };
         (self.waiting, self.history) = (bytes(false), bytes(true));
         if self.chunks.is_empty() {
-            // An idle connection holds no buffer.
-            self.chunks = VecDeque::new();
             self.since_ms = 0;
         }
+    }
+
+    /// What to write next, WebSocket headers included, where it is one chunk.
+    pub fn single(&self) -> Option<&[u8]> {
+        let first = self.chunks.first.as_ref().filter(|_| self.chunks.rest.is_empty())?;
+        first.bytes.get(self.written as usize..)
     }
 
     /// What to write next, WebSocket headers included: fills `slices` and says how many.
     pub fn slices<'q>(&'q self, slices: &mut [IoSlice<'q>]) -> usize {
         let mut skip = self.written as usize;
         let mut count = 0;
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+        for (slice, chunk) in slices.iter_mut().zip(self.chunks.iter()) {
             *slice = IoSlice::new(&chunk.bytes[skip..]);
             skip = 0;
             count += 1;
@@ -146,7 +193,7 @@ impl Queue {
     pub fn frames(&self, slices: &mut [Bytes]) -> usize {
         let mut skip = self.written as usize;
         let mut count = 0;
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+        for (slice, chunk) in slices.iter_mut().zip(self.chunks.iter()) {
             *slice = chunk.bytes.slice(skip.max(usize::from(chunk.lead))..);
             skip = 0;
             count += 1;
@@ -156,7 +203,7 @@ impl Queue {
 
     /// So many bytes of [`Queue::slices`] were written.
     pub fn advance(&mut self, mut bytes: usize, now_ms: u64) {
-        while let Some(chunk) = self.chunks.front() {
+        while let Some(chunk) = &self.chunks.first {
             let left = chunk.bytes.len() - self.written as usize;
             if bytes < left {
                 self.written += bytes as u32;
@@ -169,7 +216,7 @@ impl Queue {
 
     /// So many bytes of [`Queue::frames`] were written.
     pub fn advance_frames(&mut self, mut bytes: usize, now_ms: u64) {
-        while let Some(chunk) = self.chunks.front() {
+        while let Some(chunk) = &self.chunks.first {
             self.written = self.written.max(u32::from(chunk.lead));
             let left = chunk.bytes.len() - self.written as usize;
             if bytes < left {
@@ -184,7 +231,7 @@ impl Queue {
     fn pop(&mut self, now_ms: u64) {
         self.written = 0;
         self.since_ms = now_ms.max(1);
-        let Some(chunk) = self.chunks.pop_front() else { return };
+        let Some(chunk) = self.chunks.pop() else { return };
         let bytes = chunk.bytes.len() as u32;
         *self.counter(chunk.kind) -= bytes;
         if self.chunks.is_empty() {
@@ -194,16 +241,18 @@ impl Queue {
 
     /// Forgets everything but a chunk that is half written.
     pub fn clear(&mut self) {
-        let keep = usize::from(self.written > 0);
-        self.chunks.truncate(keep);
+        self.chunks.split(self.written > 0);
         self.recount();
     }
 
     /// Drops the hints. Says how many bytes went.
     pub fn drop_hints(&mut self) -> u32 {
         let before = self.waiting;
-        let mut first = self.written > 0;
-        self.chunks.retain(|chunk| std::mem::take(&mut first) || chunk.kind != Kind::Hint);
+        for chunk in self.chunks.split(self.written > 0) {
+            if chunk.kind != Kind::Hint {
+                self.chunks.push(chunk);
+            }
+        }
         self.recount();
         before - self.waiting
     }
@@ -212,11 +261,10 @@ impl Queue {
     /// how many bytes went.
     pub fn collapse(&mut self) -> u32 {
         let before = self.waiting;
-        let half_written = usize::from(self.written > 0);
         let mut newest: Vec<(ChannelId, Option<wire::Head>)> = Vec::new();
         // Backwards: the first met is the channel's last.
         let mut kept = VecDeque::new();
-        for chunk in self.chunks.split_off(half_written).into_iter().rev() {
+        for chunk in self.chunks.split(self.written > 0).into_iter().rev() {
             if chunk.kind != Kind::Entries {
                 kept.push_front(chunk);
                 continue;
@@ -237,7 +285,7 @@ impl Queue {
                     frame::routed(FrameType::Notify, class::STATE, 0, head.epoch, *channel, head.head, head);
                 chunk = Chunk::message(&notify, Kind::Entries, *channel);
             }
-            self.chunks.push_back(chunk);
+            self.chunks.push(chunk);
         }
         self.recount();
         before - self.waiting.min(before)
@@ -342,7 +390,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(control(1), 1);
         drain(&mut queue, usize::MAX);
-        assert_eq!(queue.chunks.capacity(), 0);
+        assert_eq!(queue.chunks.rest.capacity(), 0);
     }
 
     #[test]

@@ -27,17 +27,31 @@ impl Wire {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            // Beside tokio's cooperative budget: a flush pass writes to thousands of sockets in one poll.
-            Self::Plain(stream) => loop {
-                match stream.try_write_vectored(slices) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        ready!(stream.poll_write_ready(cx))?
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    outcome => return Poll::Ready(outcome),
-                }
-            },
+            Self::Plain(stream) => poll_plain(stream, cx, |stream| stream.try_write_vectored(slices)),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    /// The same of one slice.
+    pub fn poll_write_bytes(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(stream) => poll_plain(stream, cx, |stream| stream.try_write(bytes)),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+}
+
+/// Beside tokio's cooperative budget: a flush pass writes to thousands of sockets in one poll.
+fn poll_plain(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    write: impl Fn(&TcpStream) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        match write(stream) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return Poll::Ready(outcome),
         }
     }
 }
