@@ -41,6 +41,9 @@ enum Verb {
         /// How many connect.
         #[arg(long)]
         sockets: usize,
+        /// Over QUIC, by quinn alone.
+        #[arg(long)]
+        quic: bool,
     },
     /// The readers of `fanout`'s floor: started by it.
     #[command(hide = true)]
@@ -51,6 +54,9 @@ enum Verb {
         /// How many to connect.
         #[arg(long)]
         sockets: usize,
+        /// Over QUIC, by quinn alone.
+        #[arg(long)]
+        quic: bool,
     },
 }
 
@@ -150,8 +156,10 @@ fn main() -> ExitCode {
         Verb::Replay(arguments) => replayed(&arguments),
         Verb::Idle(arguments) => measure::idle(&arguments),
         Verb::Fanout(arguments) => measure::fanout(&arguments),
-        Verb::FloorSend { sockets } => measure::floor::send(sockets).map(|()| 0),
-        Verb::FloorRead { address, sockets } => measure::floor::read(address, sockets).map(|()| 0),
+        Verb::FloorSend { sockets, quic } => measure::floor::send(sockets, quic).map(|()| 0),
+        Verb::FloorRead { address, sockets, quic } => {
+            measure::floor::read(address, sockets, quic).map(|()| 0)
+        }
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

@@ -48,6 +48,14 @@ pub struct Stage<L> {
     /// Why the run cannot go on.
     pub failed: Option<String>,
     closing: bool,
+    count: Option<Count>,
+}
+
+/// Datagrams that sessions had received when they were asked.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    sessions: usize,
+    datagrams: u64,
 }
 
 impl<L: Load> Stage<L> {
@@ -93,7 +101,8 @@ pub struct Crowd<L> {
 impl<L: Load> Crowd<L> {
     /// Nobody yet.
     pub fn new(load: L) -> Self {
-        let stage = Stage { load, ready: 0, limited: 0, defects: 0, failed: None, closing: false };
+        let stage =
+            Stage { load, ready: 0, limited: 0, defects: 0, failed: None, closing: false, count: None };
         Self { stage: Rc::new(stage.into()), wakes: Vec::new(), tasks: JoinSet::new() }
     }
 
@@ -143,11 +152,25 @@ impl<L: Load> Crowd<L> {
         work(&mut self.stage.borrow_mut())
     }
 
+    /// What has a session look at what it is to send.
+    pub fn waker(&self, member: usize) -> Option<Rc<Notify>> {
+        self.wakes.get(member).cloned()
+    }
+
     /// Has a session look at what it is to send.
     pub fn wake(&self, member: usize) {
         if let Some(wake) = self.wakes.get(member) {
             wake.notify_one();
         }
+    }
+
+    /// UDP datagrams that all sessions have received, over QUIC. Asked while nothing is under way.
+    pub async fn datagrams_received(&self) -> Result<u64> {
+        self.with(|stage| stage.count = Some(Count::default()));
+        self.wakes.iter().for_each(|wake| wake.notify_one());
+        let counted = |stage: &Stage<L>| stage.count.map_or(0, |count| count.sessions);
+        self.until("sessions do not answer", |stage| (counted(stage) >= self.len(), counted(stage))).await?;
+        self.with(|stage| stage.count.take().map(|count| count.datagrams).context("it was just counted"))
     }
 
     /// Waits until `look` says so. Its second answer is any figure that moves while there is hope.
@@ -202,7 +225,16 @@ async fn turn<L: Load>(
         tokio::select! {
             biased;
             turned = connection.turn(&mut sink) => if turned.is_err() { break },
-            () = wake.notified() => if stage.borrow().closing { break },
+            () = wake.notified() => {
+                let mut stage = stage.borrow_mut();
+                if stage.closing {
+                    break;
+                }
+                if let Some(count) = &mut stage.count {
+                    count.sessions += 1;
+                    count.datagrams += connection.datagrams_received().unwrap_or(0);
+                }
+            }
         }
     }
     let repeats = connection.session().repeats();

@@ -1,6 +1,6 @@
 //! `fanout`: one sender, one group, and every member's delivery checked; beside a bare loop of `send`.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, rc::Rc, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{
@@ -10,6 +10,7 @@ use fanfare_proto::{
     ws,
 };
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::{
     crowd::{Crowd, Load, Stage},
@@ -35,6 +36,10 @@ const WARM_UP: usize = 20;
 const RECORD_BYTES: u64 = 5 + 1 + 16;
 /// Rounds with their floors where nothing else is asked for.
 const REPEATS: usize = 5;
+/// The same over QUIC.
+const REPEATS_QUIC: usize = 7;
+/// How far datagrams per message may differ between ours and the floor, as a part of the floor's.
+const DATAGRAMS_APART_MAX: f64 = 0.05;
 
 /// One sender and one group: what a message costs until every member has it, beside a bare loop of `send`.
 ///
@@ -50,8 +55,13 @@ const REPEATS: usize = 5;
 /// deliver_us_p50: median time from SEND to the receipt by the last member. `pass_us_p50`: median time of one pass of the loop,
 /// from its first `send` to the return of its last; `read_us_p50`: until the last socket's bytes were read.
 ///
-/// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered, 11 INVALID (a limiter spoke, or the
-/// machine has one core only). A missed bar changes nothing.
+/// Over QUIC the floor is quinn alone, writing the same bytes to as many connections. With one in flight the next message is sent
+/// when all members have the last, so that each takes a datagram of its own on both sides; datagrams_per_message counts those
+/// that reach a member, and a repeat in which ours and the floor's differ by over 5 % makes the run INVALID. `pass_us_p50` is there the
+/// same as `read_us_p50`, since quinn sends when the loop is through.
+///
+/// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered, 11 INVALID (a limiter spoke, the machine
+/// has one core only, or datagrams differ). A missed bar changes nothing.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Fanout {
     /// Members of the group, the sender included; several sizes with commas between.
@@ -65,6 +75,13 @@ pub struct Fanout {
     pub messages: Option<usize>,
     #[command(flatten)]
     pub options: Options,
+}
+
+impl Fanout {
+    fn repeats(&self) -> usize {
+        let usual = if self.options.transport == Transport::Quic { REPEATS_QUIC } else { REPEATS };
+        self.options.repeats.unwrap_or(usual)
+    }
 }
 
 /// `fanfare.fanout/v1`.
@@ -98,6 +115,11 @@ struct Size {
     /// `deliver_us_p50` by `pass_us_p50`.
     deliver_ratio: Ratio,
     deliveries_per_s: Spread,
+    /// Over QUIC: ours by the floor's, of datagrams per message and member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    datagrams_per_message: Option<Ratio>,
+    #[serde(skip)]
+    datagrams_alike: bool,
 }
 
 /// The sessions' shared state.
@@ -106,6 +128,10 @@ struct Group {
     sender: usize,
     in_flight_max: usize,
     in_flight: usize,
+    /// A message is in flight until all members have it, not until it is acknowledged.
+    until_delivered: bool,
+    /// The sender's.
+    wake: Option<Rc<Notify>>,
     /// Messages still to be sent in this round.
     left: usize,
     number: u64,
@@ -117,6 +143,12 @@ struct Group {
 impl Group {
     fn text(number: u64) -> String {
         format!("{number:0TEXT_BYTES$}")
+    }
+
+    fn landed(&mut self, counts: bool) {
+        if counts {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
     }
 
     fn is_settled(&self) -> bool {
@@ -131,10 +163,14 @@ impl Load for Group {
                 if let Some(sent_at) = self.ledger.delivered(member, &frame) {
                     self.frame_bytes = frame.bytes.len();
                     self.deliver_us.push(sent_at.elapsed().as_micros() as u64);
+                    self.landed(self.until_delivered);
+                    if let Some(wake) = self.wake.as_ref().filter(|_| self.until_delivered) {
+                        wake.notify_one();
+                    }
                 }
             }
             Event::SendAck { ack, .. } => {
-                self.in_flight = self.in_flight.saturating_sub(1);
+                self.landed(!self.until_delivered);
                 if ack.outcome() != wire::Outcome::Ok {
                     self.refused.get_or_insert(format!(
                         "a SEND failed: {} {}",
@@ -178,13 +214,12 @@ struct Round {
     pass_us: f64,
     read_us: f64,
     deliveries_per_s: f64,
+    /// Per message and member: ours, the floor's.
+    datagrams: Option<(f64, f64)>,
 }
 
 /// The whole run.
 pub async fn run(arguments: &Fanout, cores: &Cores) -> Result<FanoutReport> {
-    if arguments.options.transport == Transport::Quic {
-        bail!("the floor of QUIC is not a loop of `send`: --transport ws or wss");
-    }
     let mut deliveries = Deliveries::default();
     let mut limited = 0;
     let mut sizes = Vec::new();
@@ -204,12 +239,15 @@ pub async fn run(arguments: &Fanout, cores: &Cores) -> Result<FanoutReport> {
     if !cores.apart {
         reasons.push("server and load share the only core".into());
     }
+    if !sizes.iter().all(|size| size.datagrams_alike) {
+        reasons.push("datagrams per message differ by over 5 % between ours and the floor".into());
+    }
     Ok(FanoutReport {
         schema: "fanfare.fanout/v1",
         outcome: Outcome::of(deliveries, limited, reasons),
         transport: arguments.options.transport,
         in_flight: arguments.in_flight,
-        repeats: arguments.options.repeats.unwrap_or(REPEATS),
+        repeats: arguments.repeats(),
         sizes,
     })
 }
@@ -226,11 +264,14 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     maker.close().await;
 
     let in_flight = usize::from(arguments.in_flight);
+    let over_quic = arguments.options.transport == Transport::Quic;
     let group = Group {
         ledger: Ledger::new(made.channel, made.head, members),
         sender: 0,
         in_flight_max: in_flight,
         in_flight: 0,
+        until_delivered: over_quic && in_flight == 1,
+        wake: None,
         left: 0,
         number: 1,
         frame_bytes: 0,
@@ -239,7 +280,9 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     };
     let mut crowd = Crowd::new(group);
     crowd.grow(&server.targets, &people, members).await?;
-    let mut floor = Floor::start(cores, members)?;
+    let wake = crowd.waker(0);
+    crowd.with(|stage| stage.load.wake = wake);
+    let mut floor = Floor::start(cores, arguments.options.transport, members)?;
 
     let messages = arguments
         .messages
@@ -252,23 +295,19 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     };
     floor.run(Order { passes: 2, ..order })?;
     let mut rounds = Vec::new();
-    for _ in 0..arguments.options.repeats.unwrap_or(REPEATS) {
+    for _ in 0..arguments.repeats() {
+        let datagrams = if over_quic { crowd.datagrams_received().await? } else { 0 };
         let before = server.cpu()?;
         let began = Instant::now();
         let deliver_us = play(&crowd, messages).await?;
-        let elapsed = began.elapsed();
+        let elapsed_s = began.elapsed().as_secs_f64();
         // The sessions' heartbeats and late acknowledgements go on meanwhile.
         let (taken, back) = tokio::task::spawn_blocking(move || (floor.run(order), floor)).await?;
         floor = back;
         let spent = server.cpu()?.since(&before);
-        rounds.push(round(
-            &spent,
-            deliver_us,
-            messages * members,
-            elapsed.as_secs_f64(),
-            taken?,
-            order.passes * in_flight * members,
-        ));
+        let datagrams = if over_quic { crowd.datagrams_received().await? - datagrams } else { 0 };
+        let ours = Ours { spent, deliver_us, elapsed_s, datagrams, deliveries: messages * members };
+        rounds.push(round(&ours, taken?, order.passes * in_flight * members));
     }
     drop(floor);
     let stage = crowd.end().await?;
@@ -306,28 +345,40 @@ fn send_bytes(frames_bytes: usize, transport: Transport) -> u64 {
     let message = (frames_bytes + ws::server_header_len(frames_bytes)) as u64;
     match transport {
         Transport::Wss => message + RECORD_BYTES,
-        _ => message,
+        Transport::Ws => message,
+        // Streams carry frames as they are.
+        Transport::Quic => frames_bytes as u64,
     }
 }
 
-fn round(
-    spent: &BTreeMap<String, u64>,
+/// What was read of the server and its sessions in one repeat.
+struct Ours {
+    spent: BTreeMap<String, u64>,
     deliver_us: u64,
-    deliveries: usize,
     elapsed_s: f64,
-    mut taken: Taken,
-    floor_deliveries: usize,
-) -> Round {
-    let per_delivery = |ns: u64| ns as f64 / 1e3 / deliveries as f64;
+    datagrams: u64,
+    deliveries: usize,
+}
+
+fn round(ours: &Ours, mut taken: Taken, floor_deliveries: usize) -> Round {
+    let deliveries = ours.deliveries as f64;
+    let per_delivery = |ns: u64| ns as f64 / 1e3 / deliveries;
+    let floor_datagrams = taken.datagrams.map(|datagrams| datagrams as f64 / floor_deliveries as f64);
     Round {
-        cpu_us: per_delivery(spent.values().sum()),
-        by_thread: spent.iter().map(|(kind, ns)| (kind.clone(), per_delivery(*ns))).collect(),
+        cpu_us: per_delivery(ours.spent.values().sum()),
+        by_thread: ours.spent.iter().map(|(kind, ns)| (kind.clone(), per_delivery(*ns))).collect(),
         floor_cpu_us: taken.cpu_ns as f64 / 1e3 / floor_deliveries as f64,
-        deliver_us: deliver_us as f64,
+        deliver_us: ours.deliver_us as f64,
         pass_us: median_of(&mut taken.pass_us) as f64,
         read_us: median_of(&mut taken.read_us) as f64,
-        deliveries_per_s: deliveries as f64 / elapsed_s,
+        deliveries_per_s: deliveries / ours.elapsed_s,
+        datagrams: floor_datagrams.map(|floor| (ours.datagrams as f64 / deliveries, floor)),
     }
+}
+
+/// Whether a repeat's datagrams per message were alike on both sides.
+fn datagrams_are_alike(round: &Round) -> bool {
+    round.datagrams.is_none_or(|(ours, floor)| (ours - floor).abs() <= floor * DATAGRAMS_APART_MAX)
 }
 
 fn size(rounds: &[Round], members: usize, messages: usize, frame_bytes: usize, in_flight: usize) -> Size {
@@ -340,6 +391,7 @@ fn size(rounds: &[Round], members: usize, messages: usize, frame_bytes: usize, i
         64 => (Some(2.0), Some(2.0)),
         _ => (None, None),
     };
+    let datagrams: Option<Vec<(f64, f64)>> = rounds.iter().map(|round| round.datagrams).collect();
     let mut kinds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for (kind, us) in rounds.iter().flat_map(|round| &round.by_thread) {
         kinds.entry(kind.clone()).or_default().push(*us);
@@ -360,6 +412,8 @@ fn size(rounds: &[Round], members: usize, messages: usize, frame_bytes: usize, i
         read_us_p50: of(|round| round.read_us),
         deliver_ratio: Ratio::of(&pairs(|round| round.deliver_us, |round| round.pass_us), deliver_bar),
         deliveries_per_s: of(|round| round.deliveries_per_s),
+        datagrams_per_message: datagrams.map(|datagrams| Ratio::of(&datagrams, None)),
+        datagrams_alike: in_flight > 1 || rounds.iter().all(datagrams_are_alike),
     }
 }
 
@@ -397,6 +451,12 @@ impl Report for FanoutReport {
             let mut kinds: Vec<_> = size.cpu_us_per_delivery_by_thread.iter().collect();
             kinds.sort_by(|one, other| other.1.total_cmp(one.1));
             let kinds: Vec<String> = kinds.iter().map(|(kind, us)| format!("{kind} {us:.3}")).collect();
+            if let Some(datagrams) = size.datagrams_per_message {
+                println!(
+                    "            datagrams per message: {:.3}, the floor's {:.3}",
+                    datagrams.ours, datagrams.floor
+                );
+            }
             println!(
                 "            by thread: {} · {:.0} deliveries/s",
                 kinds.join(", "),

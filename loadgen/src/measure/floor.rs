@@ -1,8 +1,11 @@
-//! The floor of fan-out: a bare loop of `send` of the same bytes to as many sockets.
+//! The floor of fan-out: a bare loop of `send` of the same bytes to as many sockets; for QUIC (module `quic`) quinn alone, writing them
+//! to as many connections.
 //!
 //! Two processes, since the sockets of both sides would not fit into one: the loop runs where the server runs, its readers where the
 //! load runs. The one talks to the other over a connection beside the data, and to the measurement over its standard input
 //! and output, a line each.
+
+mod quic;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -20,7 +23,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Cores, allow_files};
+use super::{
+    machine::{Cores, allow_files},
+    server::Transport,
+};
 
 /// Bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
@@ -40,8 +46,18 @@ pub struct Order {
     pub passes: usize,
 }
 
+impl Order {
+    fn parse(text: &str) -> Result<Self> {
+        let order: Self = serde_json::from_str(text).context("a broken order")?;
+        if order.bytes > SEND_BYTES_MAX {
+            bail!("a send of {} bytes is beyond {SEND_BYTES_MAX}", order.bytes);
+        }
+        Ok(order)
+    }
+}
+
 /// What the loop took.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Taken {
     /// CPU of its thread over all passes, in nanoseconds.
     pub cpu_ns: u64,
@@ -49,6 +65,8 @@ pub struct Taken {
     pub pass_us: Vec<u64>,
     /// Each pass, from its first `send` until the last socket's bytes were read, in microseconds.
     pub read_us: Vec<u64>,
+    /// Over QUIC: datagrams that the readers received.
+    pub datagrams: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,11 +84,12 @@ pub struct Floor {
 
 impl Floor {
     /// Starts them and connects so many sockets.
-    pub fn start(cores: &Cores, sockets: usize) -> Result<Self> {
+    pub fn start(cores: &Cores, transport: Transport, sockets: usize) -> Result<Self> {
         let own = std::env::current_exe()?;
+        let quic: &[&str] = if transport == Transport::Quic { &["--quic"] } else { &[] };
         let mut sender = cores.as_server(|| {
             let mut command = Command::new(&own);
-            command.args(["floor-send", "--sockets", &sockets.to_string()]);
+            command.args(["floor-send", "--sockets", &sockets.to_string()]).args(quic);
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
             command.spawn().context("cannot start the floor")
         })?;
@@ -79,7 +98,11 @@ impl Floor {
         let ready: Ready = line(&mut answers)?;
         let mut command = Command::new(&own);
         command.args(["floor-read", "--address", &ready.address.to_string()]);
-        command.args(["--sockets", &sockets.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["--sockets", &sockets.to_string()])
+            .args(quic)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let reader = command.spawn().context("cannot start the floor's readers")?;
         let mut floor = Self { sender, reader, orders, answers };
         // The second line: all have come.
@@ -116,7 +139,10 @@ fn say(what: &impl Serialize) -> Result<()> {
 }
 
 /// The loop's process: `loadgen floor-send`.
-pub fn send(sockets: usize) -> Result<()> {
+pub fn send(sockets: usize, over_quic: bool) -> Result<()> {
+    if over_quic {
+        return quic::send(sockets);
+    }
     allow_files(sockets)?;
     let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
     let ready = Ready { address: listener.local_addr()? };
@@ -134,11 +160,8 @@ pub fn send(sockets: usize) -> Result<()> {
     let mut orders = BufReader::new(std::io::stdin());
     let mut text = String::new();
     while orders.read_line(&mut text)? > 0 {
-        let order: Order = serde_json::from_str(&text).context("a broken order")?;
+        let order = Order::parse(&text)?;
         text.clear();
-        if order.bytes > SEND_BYTES_MAX {
-            bail!("a send of {} bytes is beyond {SEND_BYTES_MAX}", order.bytes);
-        }
         say(&passes(&mut streams, &mut control, order)?)?;
     }
     Ok(())
@@ -146,7 +169,7 @@ pub fn send(sockets: usize) -> Result<()> {
 
 fn passes(streams: &mut [TcpStream], control: &mut TcpStream, order: Order) -> Result<Taken> {
     let payload = vec![0xa5; order.bytes as usize];
-    let mut taken = Taken { cpu_ns: 0, pass_us: Vec::new(), read_us: Vec::new() };
+    let mut taken = Taken::default();
     for _ in 0..order.passes {
         control.write_all(&order.bytes.to_le_bytes())?;
         let (began, cpu) = (Instant::now(), thread_cpu_ns());
@@ -171,7 +194,10 @@ fn thread_cpu_ns() -> u64 {
 }
 
 /// The readers' process: `loadgen floor-read`. One thread, one read per readiness, as the sessions have it.
-pub fn read(address: SocketAddr, sockets: usize) -> Result<()> {
+pub fn read(address: SocketAddr, sockets: usize, over_quic: bool) -> Result<()> {
+    if over_quic {
+        return quic::read(address, sockets);
+    }
     allow_files(sockets)?;
     let mut control = TcpStream::connect(address)?;
     control.set_nodelay(true)?;
