@@ -35,6 +35,10 @@ enum Verb {
     Replay(Replay),
     Idle(measure::idle::Idle),
     Fanout(measure::fanout::Fanout),
+    Accept(measure::accept::Accept),
+    /// The floor of `accept`: started by it.
+    #[command(hide = true)]
+    FloorAccept(measure::accept::floor::FloorAccept),
     /// The loop of `fanout`'s floor: started by it.
     #[command(hide = true)]
     FloorSend {
@@ -156,6 +160,8 @@ fn main() -> ExitCode {
         Verb::Replay(arguments) => replayed(&arguments),
         Verb::Idle(arguments) => measure::idle(&arguments),
         Verb::Fanout(arguments) => measure::fanout(&arguments),
+        Verb::Accept(arguments) => measure::accept(&arguments),
+        Verb::FloorAccept(arguments) => measure::accept::floor::run(&arguments).map(|()| 0),
         Verb::FloorSend { sockets, quic } => measure::floor::send(sockets, quic).map(|()| 0),
         Verb::FloorRead { address, sockets, quic } => {
             measure::floor::read(address, sockets, quic).map(|()| 0)

@@ -4,6 +4,7 @@
 //! A mode starts its server as a process of its own, on a core of its own, and reads what it took from the kernel's accounting.
 //! Sessions are whole ones, limiters are on (`--limits load`), and every delivery is counted and checked.
 
+pub mod accept;
 mod accounting;
 mod crowd;
 pub mod fanout;
@@ -45,4 +46,9 @@ pub fn fanout(arguments: &fanout::Fanout) -> Result<u8> {
 /// `loadgen idle`.
 pub fn idle(arguments: &idle::Idle) -> Result<u8> {
     on_load(&arguments.options, |cores| async move { idle::run(arguments, &cores).await })
+}
+
+/// `loadgen accept`.
+pub fn accept(arguments: &accept::Accept) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { accept::run(arguments, &cores).await })
 }

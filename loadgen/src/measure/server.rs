@@ -41,6 +41,7 @@ pub struct Server {
     pub admin: Admin,
     /// How sessions connect; they take turns.
     pub targets: Vec<ConnectOptions>,
+    trust: Trust,
     pid: u32,
 }
 
@@ -48,20 +49,27 @@ impl Server {
     /// Starts one on fresh data below `folder`.
     pub async fn start(folder: &Path, cores: &Cores, transport: Transport) -> Result<Self> {
         let mut process = ServerProcess::prepare(folder, false)?;
-        let (admin, targets, pid) = launch(&mut process, cores, transport).await?;
-        Ok(Self { process, cores: cores.clone(), transport, admin, targets, pid })
+        let (admin, (targets, trust), pid) = launch(&mut process, cores, transport).await?;
+        Ok(Self { process, cores: cores.clone(), transport, admin, targets, trust, pid })
     }
 
     /// Ends it in order, with everything flushed, and starts it again on the same data.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
-        (self.admin, self.targets, self.pid) = launch(&mut self.process, &self.cores, self.transport).await?;
+        (self.admin, (self.targets, self.trust), self.pid) =
+            launch(&mut self.process, &self.cores, self.transport).await?;
         Ok(())
     }
 
     /// Ends it in order.
     pub fn stop(mut self) -> Result<()> {
         self.process.stop()
+    }
+
+    /// How one more session connects that has nothing of an earlier TLS session: a whole handshake.
+    pub fn stranger(&self, number: usize) -> Result<ConnectOptions> {
+        let target = self.targets.get(number % self.targets.len()).context("there is a way to connect")?;
+        Ok(target.clone().trust(&self.trust)?)
     }
 
     /// Its process number.
@@ -79,20 +87,20 @@ async fn launch(
     process: &mut ServerProcess,
     cores: &Cores,
     transport: Transport,
-) -> Result<(Admin, Vec<ConnectOptions>, u32)> {
+) -> Result<(Admin, (Vec<ConnectOptions>, Trust), u32)> {
     let file = cores.as_server(|| process.start())?;
     let pid = process.pid().context("the server runs")?;
     Ok((Admin::new(&file)?, targets(&file, transport).await?, pid))
 }
 
-async fn targets(admin: &AdminFile, transport: Transport) -> Result<Vec<ConnectOptions>> {
+async fn targets(admin: &AdminFile, transport: Transport) -> Result<(Vec<ConnectOptions>, Trust)> {
     let address = admin.address.trim_start_matches("http://").trim_end_matches('/');
     let discovery = Discovery::fetch(&format!("http://{address}")).await?;
     let gateway = discovery.gateways.first().context("the server names no gateway")?;
     let trust = discovery.pins()?.unwrap_or(Trust::Nobody);
     let target =
         |carrier| ConnectOptions::to(Target { host: gateway.host.clone(), port: gateway.port, carrier });
-    Ok(match transport {
+    let targets = match transport {
         Transport::Ws => vec![target(Carrier::WebSocket)],
         Transport::Wss => vec![target(Carrier::WebSocketTls).trust(&trust)?],
         Transport::Quic => {
@@ -104,5 +112,6 @@ async fn targets(admin: &AdminFile, transport: Transport) -> Result<Vec<ConnectO
             }
             targets
         }
-    })
+    };
+    Ok((targets, trust))
 }
