@@ -98,9 +98,9 @@ pub async fn run(arguments: &Accept, cores: &Cores) -> Result<AcceptReport> {
     for _ in 0..repeats {
         let everybody = people(&server.admin, sessions).await?;
         let strangers = (0..sessions).map(|number| server.stranger(number)).collect::<Result<Vec<_>>>()?;
-        let ours = open(server.pid(), &everybody, strangers).await?;
+        let ours = open(server.pid(), &everybody, strangers).await.context("the server")?;
         let strangers = (0..sessions).map(|number| floor.stranger(number)).collect::<Result<Vec<_>>>()?;
-        rounds.push((ours, open(floor.pid(), &everybody, strangers).await?));
+        rounds.push((ours, open(floor.pid(), &everybody, strangers).await.context("the floor")?));
     }
     server.stop()?;
     Ok(report(arguments, cores, repeats, &rounds, altered_taken))
@@ -159,7 +159,8 @@ async fn open(pid: u32, everybody: &[Person], strangers: Vec<ConnectOptions>) ->
         }
         let (token, open) = (person.token.clone(), Rc::clone(&open));
         tasks.spawn_local(async move {
-            let connection = welcome(&options, token, number).await?;
+            let connection =
+                welcome(&options, token, number).await.with_context(|| format!("session {number}"))?;
             open.borrow_mut().push(connection);
             anyhow::Ok(())
         });
