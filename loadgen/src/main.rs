@@ -35,7 +35,25 @@ enum Verb {
     Replay(Replay),
     Idle(measure::idle::Idle),
     Fanout(measure::fanout::Fanout),
+    Pairs(measure::pairs::Pairs),
     Accept(measure::accept::Accept),
+    /// The loop of the floor of `pairs`: started by it.
+    #[command(hide = true)]
+    FloorRelay {
+        /// How many pairs connect.
+        #[arg(long)]
+        pairs: usize,
+    },
+    /// The users of the floor of `pairs`: started by it.
+    #[command(hide = true)]
+    FloorUsers {
+        /// Where the loop listens.
+        #[arg(long)]
+        address: SocketAddr,
+        /// How many pairs connect.
+        #[arg(long)]
+        pairs: usize,
+    },
     /// The floor of `accept`: started by it.
     #[command(hide = true)]
     FloorAccept(measure::accept::floor::FloorAccept),
@@ -160,6 +178,9 @@ fn main() -> ExitCode {
         Verb::Replay(arguments) => replayed(&arguments),
         Verb::Idle(arguments) => measure::idle(&arguments),
         Verb::Fanout(arguments) => measure::fanout(&arguments),
+        Verb::Pairs(arguments) => measure::pairs(&arguments),
+        Verb::FloorRelay { pairs } => measure::pairs::floor::relay(pairs).map(|()| 0),
+        Verb::FloorUsers { address, pairs } => measure::pairs::floor::users(address, pairs).map(|()| 0),
         Verb::Accept(arguments) => measure::accept(&arguments),
         Verb::FloorAccept(arguments) => measure::accept::floor::run(&arguments).map(|()| 0),
         Verb::FloorSend { sockets, quic } => measure::floor::send(sockets, quic).map(|()| 0),

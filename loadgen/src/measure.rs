@@ -12,6 +12,7 @@ pub mod floor;
 pub mod idle;
 mod ledger;
 mod machine;
+pub mod pairs;
 mod population;
 pub mod report;
 mod server;
@@ -51,4 +52,9 @@ pub fn idle(arguments: &idle::Idle) -> Result<u8> {
 /// `loadgen accept`.
 pub fn accept(arguments: &accept::Accept) -> Result<u8> {
     on_load(&arguments.options, |cores| async move { accept::run(arguments, &cores).await })
+}
+
+/// `loadgen pairs`.
+pub fn pairs(arguments: &pairs::Pairs) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { pairs::run(arguments, &cores).await })
 }

@@ -126,13 +126,15 @@ impl Drop for Floor {
     }
 }
 
-fn line<T: for<'a> Deserialize<'a>>(answers: &mut impl BufRead) -> Result<T> {
+/// The next line of a floor's process.
+pub fn line<T: for<'a> Deserialize<'a>>(answers: &mut impl BufRead) -> Result<T> {
     let mut text = String::new();
     answers.read_line(&mut text)?;
     serde_json::from_str(&text).context("the floor ended without an answer")
 }
 
-fn say(what: &impl Serialize) -> Result<()> {
+/// Tells the measurement.
+pub fn say(what: &impl Serialize) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(what)?)?;
     Ok(out.flush()?)
@@ -188,7 +190,7 @@ fn passes(streams: &mut [TcpStream], control: &mut TcpStream, order: Order) -> R
 }
 
 /// CPU of this thread, in nanoseconds.
-fn thread_cpu_ns() -> u64 {
+pub fn thread_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -131,6 +131,13 @@ impl Maker {
         Ok(made)
     }
 
+    /// Opens the direct channel with a user.
+    pub async fn direct(&mut self, user: UserId) -> Result<Made> {
+        let open = wire::Open { client_message_id: self.id(), target: Some(Target::Direct(user.0)) };
+        let request = self.connection.session().open(&open)?;
+        self.channels(&[request]).await?.pop().context("one was asked for")
+    }
+
     /// Says goodbye.
     pub async fn close(self) {
         self.connection.close(Code(0)).await;
