@@ -17,6 +17,7 @@ mod population;
 pub mod report;
 mod server;
 mod statistics;
+mod udp;
 
 use std::future::Future;
 

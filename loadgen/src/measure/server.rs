@@ -1,6 +1,6 @@
 //! The server under measurement: on its own core, with scratch data, reached by one transport.
 
-use std::{net::SocketAddr, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -11,14 +11,11 @@ use fanfare_client::{
 };
 use serde::Serialize;
 
-use super::{accounting::CpuTimes, machine::Cores};
+use super::{accounting::CpuTimes, machine::Cores, udp};
 use crate::{
     admin::Admin,
     server_process::{AdminFile, ServerProcess},
 };
-
-/// UDP sockets that QUIC sessions share.
-const ENDPOINTS: usize = 4;
 
 /// Over what all sessions connect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
@@ -105,9 +102,7 @@ async fn targets(admin: &AdminFile, transport: Transport) -> Result<(Vec<Connect
         Transport::Wss => vec![target(Carrier::WebSocketTls).trust(&trust)?],
         Transport::Quic => {
             let mut targets = Vec::new();
-            for _ in 0..ENDPOINTS {
-                let local: SocketAddr = ([127, 0, 0, 1], 0).into();
-                let endpoint = quinn::Endpoint::client(local)?;
+            for endpoint in udp::endpoints()? {
                 targets.push(target(Carrier::Quic).trust(&trust)?.endpoint(endpoint));
             }
             targets

@@ -38,6 +38,7 @@ use crate::{
     measure::{
         machine::{Cores, allow_files},
         server::Transport,
+        udp::endpoints,
     },
 };
 
@@ -45,8 +46,6 @@ use crate::{
 const NAME: &str = "localhost";
 /// Bytes of one read.
 const READ_BYTES: usize = 4 * 1024;
-/// UDP sockets that QUIC sessions share.
-const ENDPOINTS: usize = 4;
 
 /// What the process says when it listens.
 #[derive(Serialize, Deserialize)]
@@ -77,22 +76,21 @@ impl Floor {
         let mut line = String::new();
         BufReader::new(process.stdout.take().context("it is piped")?).read_line(&mut line)?;
         let ready: Ready = serde_json::from_str(&line).context("the floor did not start")?;
-        let (carrier, count) = match transport {
-            Transport::Ws => (Carrier::WebSocket, 1),
-            Transport::Wss => (Carrier::WebSocketTls, 1),
-            Transport::Quic => (Carrier::Quic, ENDPOINTS),
+        let carrier = match transport {
+            Transport::Ws => Carrier::WebSocket,
+            Transport::Wss => Carrier::WebSocketTls,
+            Transport::Quic => Carrier::Quic,
         };
         let trust = if carrier == Carrier::WebSocket { None } else { Some(Trust::ca_file(&certificate)?) };
-        let mut targets = Vec::new();
-        for _ in 0..count {
-            let target = Target { host: Ipv4Addr::LOCALHOST.to_string(), port: ready.port, carrier };
-            let mut options = ConnectOptions::to(target);
-            options.server_name = Some(NAME.into());
-            if transport == Transport::Quic {
-                options = options.endpoint(quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?);
+        let target = Target { host: Ipv4Addr::LOCALHOST.to_string(), port: ready.port, carrier };
+        let mut options = ConnectOptions::to(target);
+        options.server_name = Some(NAME.into());
+        let targets = match transport {
+            Transport::Ws | Transport::Wss => vec![options],
+            Transport::Quic => {
+                endpoints()?.into_iter().map(|endpoint| options.clone().endpoint(endpoint)).collect()
             }
-            targets.push(options);
-        }
+        };
         Ok(Self { process, targets, trust })
     }
 

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use super::{Order, Ready, Taken, say, thread_cpu_ns};
+use crate::measure::udp::endpoints;
 
 /// Name that the certificate is for.
 const NAME: &str = "localhost";
@@ -30,8 +31,6 @@ const NAME: &str = "localhost";
 const CERTIFICATE_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of one read of a stream.
 const READ_BYTES: usize = 64 * 1024;
-/// UDP sockets that the readers' connections share, as the sessions' do.
-const ENDPOINTS: usize = 4;
 /// Asks the readers how many datagrams they have received.
 const COUNT: u64 = u64::MAX;
 /// From the last pass to the last look at CPU: acknowledgements are held back for less than that.
@@ -176,12 +175,10 @@ async fn connect(
     let mut transport = transport()?;
     transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
     config.transport_config(Arc::new(transport));
-    let endpoints: std::io::Result<Vec<Endpoint>> =
-        (0..ENDPOINTS).map(|_| Endpoint::client(loopback())).collect();
-    let endpoints = endpoints?;
+    let endpoints = endpoints()?;
     let mut connections = Vec::with_capacity(sockets);
     for number in 0..sockets {
-        let connecting = endpoints[number % ENDPOINTS].connect_with(config.clone(), server, NAME)?;
+        let connecting = endpoints[number % endpoints.len()].connect_with(config.clone(), server, NAME)?;
         let connection = connecting.await?;
         let (reader, received, arrived) = (connection.clone(), Rc::clone(received), Rc::clone(arrived));
         tokio::task::spawn_local(async move {
