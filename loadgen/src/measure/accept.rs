@@ -117,7 +117,7 @@ fn report(
     if !cores.apart {
         reasons.push("server and load share the only core".into());
     }
-    let mut outcome = Outcome::of(Deliveries::default(), 0, reasons);
+    let mut outcome = Outcome::of(Deliveries::default(), 0, 0, reasons);
     if altered_taken > 0 {
         outcome.verdict = Verdict::Broken;
         outcome.reasons.push(format!("{altered_taken} of {ALTERED} altered tokens were taken"));

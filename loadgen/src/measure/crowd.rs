@@ -12,13 +12,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use fanfare_client::connection::{ConnectOptions, Connection, now_ms};
 use fanfare_proto::{
-    Code, DeviceId,
+    ChannelId, Code, DeviceId,
     session::client::{ClientSession, DeviceState, Event, SessionOptions},
     wire,
 };
 use tokio::{sync::Notify, task::JoinSet};
 
-use super::population::Person;
+use super::{ledger::Deliveries, population::Person};
 
 /// Sessions opened at once.
 const OPENING_MAX: usize = 64;
@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(2);
 pub trait Load: 'static {
     /// Something happened in the session of `member`.
     fn event(&mut self, member: usize, event: Event);
+    /// Whether this seq of the channel is one that the mode waits for, not one from before.
+    fn is_new(&self, channel: ChannelId, seq: u64) -> bool;
     /// The session of `member` is about to wait: what it is to send is queued now. Called before every wait, so quick.
     fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64);
 }
@@ -43,8 +45,12 @@ pub struct Stage<L> {
     pub ready: usize,
     /// Refusals by a limiter: any of them makes a run INVALID.
     pub limited: u64,
-    /// Entries that came twice, or with a hole before them, as the sessions saw it.
-    pub defects: u64,
+    /// Entries that the server sent again to a session which held them.
+    pub repeats: u64,
+    /// The first broken rule that a session saw, in words.
+    pub hole: Option<String>,
+    /// GAPs in the place of what was to be measured: a session read too slowly, which proves nothing about the server.
+    pub behind: u64,
     /// Why the run cannot go on.
     pub failed: Option<String>,
     closing: bool,
@@ -59,6 +65,16 @@ struct Count {
 }
 
 impl<L: Load> Stage<L> {
+    /// Adds what the sessions themselves saw to what the ledgers counted.
+    pub fn add_to(&self, deliveries: &mut Deliveries) {
+        deliveries.duplicated += self.repeats;
+        deliveries.examples.extend(self.hole.clone());
+        if self.behind > 0 {
+            // What GAP named was not promised to come by itself.
+            (deliveries.lost, deliveries.reordered) = (0, 0);
+        }
+    }
+
     fn event(&mut self, member: usize, event: Event) {
         match event {
             Event::Synced(synced) => {
@@ -82,10 +98,12 @@ impl<L: Load> Stage<L> {
                 self.failed.get_or_insert(format!("session {member} ended: {ended}"));
             }
             Event::Defect { channel, kind, after, before } => {
-                self.defects += 1;
-                let what = format!("{kind:?} in channel {channel} between {after} and {before}");
-                self.failed.get_or_insert(format!("session {member}: {what}"));
+                // The ledger counts it; here it is told in words.
+                self.hole.get_or_insert_with(|| {
+                    format!("session {member}: {kind:?} in channel {channel} between {after} and {before}")
+                });
             }
+            Event::Gap { channel, head, .. } => self.behind += u64::from(self.load.is_new(channel, head)),
             event => self.load.event(member, event),
         }
     }
@@ -101,8 +119,17 @@ pub struct Crowd<L> {
 impl<L: Load> Crowd<L> {
     /// Nobody yet.
     pub fn new(load: L) -> Self {
-        let stage =
-            Stage { load, ready: 0, limited: 0, defects: 0, failed: None, closing: false, count: None };
+        let stage = Stage {
+            load,
+            ready: 0,
+            limited: 0,
+            repeats: 0,
+            hole: None,
+            behind: 0,
+            failed: None,
+            closing: false,
+            count: None,
+        };
         Self { stage: Rc::new(stage.into()), wakes: Vec::new(), tasks: JoinSet::new() }
     }
 
@@ -138,10 +165,10 @@ impl<L: Load> Crowd<L> {
                 }
             });
             let opened = self.wakes.len();
-            self.until("sessions do not open", |stage| (stage.ready + OPENING_MAX >= opened, stage.ready))
+            self.surely("sessions do not open", |stage| (stage.ready + OPENING_MAX >= opened, stage.ready))
                 .await?;
         }
-        self.until("sessions do not get where their channels stand", |stage| {
+        self.surely("sessions do not get where their channels stand", |stage| {
             (stage.ready >= count, stage.ready)
         })
         .await
@@ -169,15 +196,24 @@ impl<L: Load> Crowd<L> {
         self.with(|stage| stage.count = Some(Count::default()));
         self.wakes.iter().for_each(|wake| wake.notify_one());
         let counted = |stage: &Stage<L>| stage.count.map_or(0, |count| count.sessions);
-        self.until("sessions do not answer", |stage| (counted(stage) >= self.len(), counted(stage))).await?;
+        self.surely("sessions do not answer", |stage| (counted(stage) >= self.len(), counted(stage))).await?;
         self.with(|stage| stage.count.take().map(|count| count.datagrams).context("it was just counted"))
     }
 
-    /// Waits until `look` says so. Its second answer is any figure that moves while there is hope.
+    /// As [`Self::until`]; that it does not come is an error.
+    async fn surely(&self, what: &str, look: impl Fn(&Stage<L>) -> (bool, usize)) -> Result<()> {
+        if self.until(look).await? {
+            return Ok(());
+        }
+        bail!("{what}: nothing moved for {} s", PATIENCE.as_secs())
+    }
+
+    /// Waits until `look` says so. Its second answer is any figure that moves while there is hope. Gives false where nothing moved
+    /// for [`PATIENCE`], or a session fell behind: what is waited for does not come any more.
     ///
     /// # Errors
-    /// A session failed, or nothing moved for [`PATIENCE`].
-    pub async fn until(&self, what: &str, look: impl Fn(&Stage<L>) -> (bool, usize)) -> Result<()> {
+    /// A session failed.
+    pub async fn until(&self, look: impl Fn(&Stage<L>) -> (bool, usize)) -> Result<bool> {
         let (mut moved_at, mut last) = (Instant::now(), usize::MAX);
         loop {
             {
@@ -186,15 +222,15 @@ impl<L: Load> Crowd<L> {
                     bail!("{why}");
                 }
                 let (done, figure) = look(&stage);
-                if done {
-                    return Ok(());
+                if done || stage.behind > 0 {
+                    return Ok(done);
                 }
                 if figure != last {
                     (moved_at, last) = (Instant::now(), figure);
                 }
             }
             if moved_at.elapsed() > PATIENCE {
-                bail!("{what}: nothing moved for {} s", PATIENCE.as_secs());
+                return Ok(false);
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -238,5 +274,5 @@ async fn turn<L: Load>(
         }
     }
     let repeats = connection.session().repeats();
-    stage.borrow_mut().defects += repeats;
+    stage.borrow_mut().repeats += repeats;
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{
-    Code,
+    ChannelId, Code,
     session::client::{ClientSession, Event},
     wire::{self, send::Content},
     ws,
@@ -183,6 +183,10 @@ impl Load for Group {
         }
     }
 
+    fn is_new(&self, channel: ChannelId, seq: u64) -> bool {
+        self.ledger.is_new(channel, seq)
+    }
+
     fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
         if member != self.sender {
             return;
@@ -221,18 +225,18 @@ struct Round {
 /// The whole run.
 pub async fn run(arguments: &Fanout, cores: &Cores) -> Result<FanoutReport> {
     let mut deliveries = Deliveries::default();
-    let mut limited = 0;
+    let (mut limited, mut behind) = (0, 0);
     let mut sizes = Vec::new();
     for members in &arguments.members {
         if *members < 2 {
             bail!("a group of {members} is no group: --members 2 at least");
         }
-        let (size, stage) = measure(arguments, cores, *members).await?;
-        let Stage { mut load, defects, limited: refusals, .. } = stage;
-        let mut counted = load.ledger.close();
-        counted.duplicated += defects;
+        let (size, mut stage) = measure(arguments, cores, *members).await?;
+        let mut counted = stage.load.ledger.close();
+        stage.add_to(&mut counted);
         deliveries.add(counted);
-        limited += refusals;
+        limited += stage.limited;
+        behind += stage.behind;
         sizes.push(size);
     }
     let mut reasons = Vec::new();
@@ -244,7 +248,7 @@ pub async fn run(arguments: &Fanout, cores: &Cores) -> Result<FanoutReport> {
     }
     Ok(FanoutReport {
         schema: "fanfare.fanout/v1",
-        outcome: Outcome::of(deliveries, limited, reasons),
+        outcome: Outcome::of(deliveries, limited, behind, reasons),
         transport: arguments.options.transport,
         in_flight: arguments.in_flight,
         repeats: arguments.repeats(),
@@ -287,7 +291,7 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     let messages = arguments
         .messages
         .unwrap_or_else(|| (DELIVERIES_PER_ROUND / members).max(1) * in_flight.min(LONGER_MAX));
-    play(&crowd, WARM_UP.max(in_flight)).await?;
+    let mut arrives = play(&crowd, WARM_UP.max(in_flight)).await?.is_some();
     let frame_bytes = crowd.with(|stage| stage.load.frame_bytes);
     let order = Order {
         bytes: send_bytes(frame_bytes * in_flight, arguments.options.transport),
@@ -296,10 +300,16 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     floor.run(Order { passes: 2, ..order })?;
     let mut rounds = Vec::new();
     for _ in 0..arguments.repeats() {
+        if !arrives {
+            break;
+        }
         let datagrams = if over_quic { crowd.datagrams_received().await? } else { 0 };
         let before = server.cpu()?;
         let began = Instant::now();
-        let deliver_us = play(&crowd, messages).await?;
+        let Some(deliver_us) = play(&crowd, messages).await? else {
+            arrives = false;
+            continue;
+        };
         let elapsed_s = began.elapsed().as_secs_f64();
         // The sessions' heartbeats and late acknowledgements go on meanwhile.
         let (taken, back) = tokio::task::spawn_blocking(move || (floor.run(order), floor)).await?;
@@ -315,28 +325,24 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     Ok((size(&rounds, members, messages, frame_bytes, in_flight), stage))
 }
 
-/// Sends so many messages and waits until every member has them. Gives the median time from SEND to the last receipt, in microseconds.
-async fn play(crowd: &Crowd<Group>, messages: usize) -> Result<u64> {
+/// Sends so many messages and waits until every member has them. Gives the median time from SEND to the last receipt, in
+/// microseconds; `None` where what is missing does not come: the ledger counts it.
+async fn play(crowd: &Crowd<Group>, messages: usize) -> Result<Option<u64>> {
     let sender = crowd.with(|stage| {
         stage.load.left = messages;
         stage.load.deliver_us.clear();
         stage.load.sender
     });
     crowd.wake(sender);
-    let settled = crowd
-        .until("messages do not arrive", |stage| {
+    let arrived = crowd
+        .until(|stage| {
             let load = &stage.load;
             (load.is_settled() || load.refused.is_some(), load.ledger.deliveries.checked as usize)
         })
-        .await;
+        .await?;
     crowd.with(|stage| match stage.load.refused.take() {
         Some(why) => bail!("{why}"),
-        // What is missing when nothing moves any more is lost, and said so by the ledger.
-        None if settled.is_err() && stage.failed.is_none() && stage.load.number > 1 => {
-            stage.load.left = 0;
-            Ok(median_of(&mut stage.load.deliver_us))
-        }
-        None => settled.map(|()| median_of(&mut stage.load.deliver_us)),
+        None => Ok(arrived.then(|| median_of(&mut stage.load.deliver_us))),
     })
 }
 

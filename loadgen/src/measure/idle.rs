@@ -1,6 +1,6 @@
 //! `idle`: what a session costs in memory that is connected and says nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{
@@ -150,9 +150,9 @@ impl Blocks {
         }
     }
 
-    fn deliveries(self) -> Deliveries {
+    fn deliveries(&mut self) -> Deliveries {
         let mut all = Deliveries::default();
-        self.blocks.into_iter().for_each(|mut block| all.add(block.ledger.close()));
+        self.blocks.iter_mut().for_each(|block| all.add(block.ledger.close()));
         all
     }
 }
@@ -181,6 +181,11 @@ impl Load for Blocks {
             }
             _ => {}
         }
+    }
+
+    fn is_new(&self, channel: ChannelId, seq: u64) -> bool {
+        let block = self.by_channel.get(&channel).and_then(|number| self.blocks.get(*number));
+        block.is_some_and(|block| block.ledger.is_new(channel, seq))
     }
 
     fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
@@ -236,7 +241,7 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
         bail!("--channels takes one number or two");
     }
     let repeats = arguments.options.repeats.unwrap_or(REPEATS);
-    let mut run = Run { deliveries: Deliveries::default(), limited: 0 };
+    let mut run = Run { deliveries: Deliveries::default(), limited: 0, behind: 0 };
     let mut results = Vec::new();
     for channels in &arguments.channels {
         let mut readings = Vec::new();
@@ -252,7 +257,7 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
     let transport = arguments.options.transport;
     Ok(IdleReport {
         schema: "fanfare.idle/v1",
-        outcome: Outcome::of(run.deliveries, run.limited, Vec::new()),
+        outcome: Outcome::of(run.deliveries, run.limited, run.behind, Vec::new()),
         transport,
         repeats,
         results,
@@ -270,6 +275,7 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
 struct Run {
     deliveries: Deliveries,
     limited: u64,
+    behind: u64,
 }
 
 impl Run {
@@ -298,7 +304,9 @@ impl Run {
                 let before = crowd.len();
                 crowd.grow(&server.targets, &people, *sessions).await?;
                 if after_traffic {
-                    talk(&crowd, before..*sessions).await?;
+                    if !talk(&crowd, before..*sessions).await? {
+                        break;
+                    }
                     tokio::time::sleep(REST).await;
                 } else {
                     tokio::time::sleep(SETTLE).await;
@@ -315,41 +323,46 @@ impl Run {
                     kernel_bytes,
                 });
             }
-            let stage = crowd.end().await?;
+            let mut stage = crowd.end().await?;
             let mut deliveries = stage.load.deliveries();
-            deliveries.duplicated += stage.defects;
+            stage.add_to(&mut deliveries);
             self.deliveries.add(deliveries);
             self.limited += stage.limited;
+            self.behind += stage.behind;
         }
         server.stop()
     }
 }
 
-/// Has these sessions send their messages, some at a time, and waits until all have arrived.
-async fn talk(crowd: &Crowd<Blocks>, members: std::ops::Range<usize>) -> Result<()> {
+/// Has these sessions send their messages, some at a time, and waits until all have arrived; false where something does not
+/// come: the ledgers count it.
+async fn talk(crowd: &Crowd<Blocks>, members: std::ops::Range<usize>) -> Result<bool> {
     let count = members.len();
     crowd.with(|stage| stage.load.done = 0);
-    let began = Instant::now();
+    let mut arrives = true;
     for (at, member) in members.enumerate() {
         crowd.with(|stage| stage.load.left[member] = SENDS);
         crowd.wake(member);
         let under_way = |done: usize| at + 1 - done.min(at + 1);
-        crowd
-            .until("sends are not acknowledged", |stage| {
-                (under_way(stage.load.done) < SENDERS_MAX || stage.load.refused.is_some(), stage.load.done)
+        arrives = arrives
+            && crowd
+                .until(|stage| {
+                    let load = &stage.load;
+                    (under_way(load.done) < SENDERS_MAX || load.refused.is_some(), load.done)
+                })
+                .await?;
+    }
+    arrives = arrives
+        && crowd
+            .until(|stage| {
+                let load = &stage.load;
+                let settled = load.done >= count && load.blocks.iter().all(|block| block.ledger.is_settled());
+                (settled || load.refused.is_some(), load.done)
             })
             .await?;
-    }
-    crowd
-        .until("messages do not arrive", |stage| {
-            let load = &stage.load;
-            let settled = load.done >= count && load.blocks.iter().all(|block| block.ledger.is_settled());
-            (settled || load.refused.is_some(), load.done)
-        })
-        .await?;
     crowd.with(|stage| match stage.load.refused.take() {
-        Some(why) => bail!("{why} after {:.1} s", began.elapsed().as_secs_f64()),
-        None => Ok(()),
+        Some(why) => bail!("{why}"),
+        None => Ok(arrives),
     })
 }
 

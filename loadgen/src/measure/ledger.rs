@@ -16,6 +16,8 @@ use serde::Serialize;
 
 use crate::check::text_hash;
 
+/// Messages that may be under way; a seq beyond is nobody's.
+const PLACES_MAX: u64 = 1 << 20;
 /// Violations that are kept in words.
 const EXAMPLES_MAX: usize = 10;
 
@@ -108,6 +110,11 @@ impl Ledger {
         self.channel
     }
 
+    /// Whether that seq came after the ledger was opened.
+    pub fn is_new(&self, channel: ChannelId, seq: u64) -> bool {
+        channel == self.channel && seq > self.head
+    }
+
     /// A message is about to leave.
     pub fn sending(&mut self, id: ClientMessageId, text: &str) {
         self.sent.insert(id.0, Sent { text: text_hash(text.as_bytes()), at: Instant::now() });
@@ -117,6 +124,11 @@ impl Ledger {
     pub fn delivered(&mut self, member: usize, frame: &Frame) -> Option<Instant> {
         let seq = frame.routed().filter(|header| header.channel == self.channel)?.seq;
         if seq <= self.head {
+            return None;
+        }
+        if seq > self.first.saturating_add(PLACES_MAX) {
+            self.deliveries.altered += 1;
+            self.deliveries.note(|| format!("member {member} had seq {seq}, which nobody sent"));
             return None;
         }
         let next = self.next.get_mut(member)?;

@@ -176,6 +176,11 @@ impl Load for Talk {
         }
     }
 
+    fn is_new(&self, channel: ChannelId, seq: u64) -> bool {
+        let pair = self.by_channel.get(&channel).and_then(|number| self.pairs.get(*number));
+        pair.is_some_and(|pair| pair.ledger.is_new(channel, seq))
+    }
+
     fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
         if member % 2 == 1 {
             return;
@@ -225,13 +230,19 @@ pub async fn run(arguments: &Pairs, cores: &Cores) -> Result<PairsReport> {
     let wakes = (0..sessions).step_by(2).filter_map(|member| crowd.waker(member)).collect();
     crowd.with(|stage| stage.load.wakes = wakes);
     let mut floor = Floor::start(cores, arguments.pairs)?;
-    play(&crowd, arguments.pairs, WARM_UP).await?;
+    let mut arrives = play(&crowd, arguments.pairs, WARM_UP).await?.is_some();
     floor.run(Order { messages: WARM_UP })?;
     let repeats = arguments.options.repeats.unwrap_or(REPEATS);
     let mut rounds = Vec::new();
     for _ in 0..repeats {
+        if !arrives {
+            break;
+        }
         let (before, began) = (server.cpu()?, Instant::now());
-        let deliver_us = play(&crowd, arguments.pairs, arguments.messages).await?;
+        let Some(deliver_us) = play(&crowd, arguments.pairs, arguments.messages).await? else {
+            arrives = false;
+            continue;
+        };
         let elapsed_s = began.elapsed().as_secs_f64();
         let commit_us = server.admin.metric("fanfare_router_commit_seconds{quantile=\"0.5\"}").await?;
         let order = Order { messages: arguments.messages };
@@ -256,16 +267,16 @@ pub async fn run(arguments: &Pairs, cores: &Cores) -> Result<PairsReport> {
         });
     }
     drop(floor);
-    let stage = crowd.end().await?;
+    let mut stage = crowd.end().await?;
     server.stop()?;
     let mut deliveries = Deliveries::default();
-    stage.load.pairs.into_iter().for_each(|mut pair| deliveries.add(pair.ledger.close()));
-    deliveries.duplicated += stage.defects;
+    stage.load.pairs.iter_mut().for_each(|pair| deliveries.add(pair.ledger.close()));
+    stage.add_to(&mut deliveries);
     let mut reasons = Vec::new();
     if !cores.apart {
         reasons.push("server and load share the only core".into());
     }
-    Ok(report(arguments, Outcome::of(deliveries, stage.limited, reasons), &rounds))
+    Ok(report(arguments, Outcome::of(deliveries, stage.limited, stage.behind, reasons), &rounds))
 }
 
 /// Opens each pair's direct channel.
@@ -295,24 +306,25 @@ async fn one(target: ConnectOptions, everybody: Rc<[Person]>, number: usize) -> 
     Ok((number, made))
 }
 
-/// Has each pair exchange so many messages. Gives the median time from SEND to DELIVER, in microseconds.
-async fn play(crowd: &Crowd<Talk>, pairs: usize, messages: usize) -> Result<u64> {
+/// Has each pair exchange so many messages. Gives the median time from SEND to DELIVER, in microseconds; `None` where
+/// something does not come: the ledgers count it.
+async fn play(crowd: &Crowd<Talk>, pairs: usize, messages: usize) -> Result<Option<u64>> {
     crowd.with(|stage| {
         stage.load.busy = pairs;
         stage.load.deliver_us.clear();
         stage.load.pairs.iter_mut().for_each(|pair| pair.left = messages);
     });
     (0..pairs).for_each(|pair| crowd.wake(pair * 2));
-    let settled = crowd
-        .until("messages do not arrive", |stage| {
+    let arrived = crowd
+        .until(|stage| {
             let load = &stage.load;
             let done = load.busy == 0 && load.pairs.iter().all(|pair| pair.ledger.is_settled());
             (done || load.refused.is_some(), load.checked)
         })
-        .await;
+        .await?;
     crowd.with(|stage| match stage.load.refused.take() {
         Some(why) => bail!("{why}"),
-        None => settled.map(|()| median_of(&mut stage.load.deliver_us)),
+        None => Ok(arrived.then(|| median_of(&mut stage.load.deliver_us))),
     })
 }
 

@@ -47,9 +47,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// BROKEN where a delivery was not as promised, INVALID where a limiter spoke or there is another reason why nothing is
+    /// BROKEN where a delivery was not as promised, INVALID where a limiter spoke, a session fell behind, or there is another reason why nothing is
     /// proved, else PASS.
-    pub fn of(deliveries: Deliveries, limited: u64, mut reasons: Vec<String>) -> Self {
+    pub fn of(deliveries: Deliveries, limited: u64, behind: u64, mut reasons: Vec<String>) -> Self {
+        if behind > 0 {
+            reasons.push(format!("sessions read too slowly: {behind} GAPs in the place of deliveries"));
+        }
         let mut verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Invalid };
         if limited > 0 {
             reasons.push(format!("a limiter spoke {limited} times"));
