@@ -368,6 +368,14 @@ impl Connection {
         self.session
     }
 
+    /// UDP datagrams that came so far, over QUIC.
+    pub fn datagrams_received(&self) -> Option<u64> {
+        match &self.transport {
+            Transport::Quic(quic) => Some(quic.datagrams_received()),
+            Transport::Plain(_) | Transport::Tls(_) => None,
+        }
+    }
+
     /// Local address, where the transport knows it.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.transport {

@@ -31,7 +31,17 @@ impl Admin {
 
     /// Sends one request and reads the JSON answer; any status but 2xx is an error.
     pub async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-        let body = body.map(Value::to_string).unwrap_or_default();
+        let body = self.answer(method, path, &body.map(Value::to_string).unwrap_or_default()).await?;
+        if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&body)?) }
+    }
+
+    /// One of the server's metrics, by its name and labels as `/metrics` prints them; `None` where it is not there.
+    pub async fn metric(&self, name: &str) -> Result<Option<f64>> {
+        let text = self.answer("GET", "/metrics", "").await?;
+        Ok(metric_of(std::str::from_utf8(&text)?, name))
+    }
+
+    async fn answer(&self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
         let mut stream =
             TcpStream::connect(self.address).await.context("cannot reach the server's HTTP side")?;
         let head = format!(
@@ -54,8 +64,13 @@ impl Admin {
         if !(200..300).contains(&status) {
             bail!("{method} {path}: {status} {}", String::from_utf8_lossy(&body));
         }
-        if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&body)?) }
+        Ok(body)
     }
+}
+
+/// The value behind a name with its labels.
+fn metric_of(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn unchunk(mut rest: &[u8]) -> Result<Vec<u8>> {
@@ -69,5 +84,17 @@ fn unchunk(mut rest: &[u8]) -> Result<Vec<u8>> {
         }
         body.extend_from_slice(rest.get(..length).context("a cut chunk")?);
         rest = rest.get(length + 2..).context("a cut chunk")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_found_by_its_whole_name() {
+        let text = "# TYPE a summary\na{quantile=\"0.5\"} 0.25\na_count 7\n";
+        assert_eq!(metric_of(text, "a{quantile=\"0.5\"}"), Some(0.25));
+        assert_eq!((metric_of(text, "a_count"), metric_of(text, "a")), (Some(7.0), None));
     }
 }

@@ -1,15 +1,19 @@
-//! Fanfare's load generator. `replay` replays a real community and checks every delivery.
+//! Fanfare's load generator. `replay` replays a real community and checks every delivery; the others measure the server's hot
+//! paths beside their floors.
 
 mod admin;
 mod check;
+mod measure;
 mod plan;
 mod replay;
 mod report;
+mod scratch;
 mod server_process;
 mod trace;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 #[global_allocator]
@@ -29,6 +33,53 @@ enum Verb {
     ///
     /// Exit status: 0 PASS, 1 error, 10 a promise was broken, 11 INVALID (the run proves nothing).
     Replay(Replay),
+    Idle(measure::idle::Idle),
+    Fanout(measure::fanout::Fanout),
+    Pairs(measure::pairs::Pairs),
+    Accept(measure::accept::Accept),
+    /// The loop of the floor of `pairs`: started by it.
+    #[command(hide = true)]
+    FloorRelay {
+        /// How many pairs connect.
+        #[arg(long)]
+        pairs: usize,
+    },
+    /// The users of the floor of `pairs`: started by it.
+    #[command(hide = true)]
+    FloorUsers {
+        /// Where the loop listens.
+        #[arg(long)]
+        address: SocketAddr,
+        /// How many pairs connect.
+        #[arg(long)]
+        pairs: usize,
+    },
+    /// The floor of `accept`: started by it.
+    #[command(hide = true)]
+    FloorAccept(measure::accept::floor::FloorAccept),
+    /// The loop of `fanout`'s floor: started by it.
+    #[command(hide = true)]
+    FloorSend {
+        /// How many connect.
+        #[arg(long)]
+        sockets: usize,
+        /// Over QUIC, by quinn alone.
+        #[arg(long)]
+        quic: bool,
+    },
+    /// The readers of `fanout`'s floor: started by it.
+    #[command(hide = true)]
+    FloorRead {
+        /// Where the loop listens.
+        #[arg(long)]
+        address: SocketAddr,
+        /// How many to connect.
+        #[arg(long)]
+        sockets: usize,
+        /// Over QUIC, by quinn alone.
+        #[arg(long)]
+        quic: bool,
+    },
 }
 
 /// Over what sessions connect.
@@ -123,26 +174,39 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     // Two providers may be compiled in by dependencies; name ours before anybody asks.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let Verb::Replay(arguments) = Arguments::parse().verb;
-    match replay::run(&arguments) {
-        Ok(report) => {
-            let json = serde_json::to_string_pretty(&report).unwrap_or_default();
-            match &arguments.json {
-                Some(path) if path.as_os_str() == "-" => println!("{json}"),
-                Some(path) => {
-                    report.print();
-                    if let Err(error) = std::fs::write(path, json) {
-                        eprintln!("error: cannot write {}: {error}", path.display());
-                        return ExitCode::from(1);
-                    }
-                }
-                None => report.print(),
-            }
-            ExitCode::from(report.verdict.exit_code())
+    let outcome = match Arguments::parse().verb {
+        Verb::Replay(arguments) => replayed(&arguments),
+        Verb::Idle(arguments) => measure::idle(&arguments),
+        Verb::Fanout(arguments) => measure::fanout(&arguments),
+        Verb::Pairs(arguments) => measure::pairs(&arguments),
+        Verb::FloorRelay { pairs } => measure::pairs::floor::relay(pairs).map(|()| 0),
+        Verb::FloorUsers { address, pairs } => measure::pairs::floor::users(address, pairs).map(|()| 0),
+        Verb::Accept(arguments) => measure::accept(&arguments),
+        Verb::FloorAccept(arguments) => measure::accept::floor::run(&arguments).map(|()| 0),
+        Verb::FloorSend { sockets, quic } => measure::floor::send(sockets, quic).map(|()| 0),
+        Verb::FloorRead { address, sockets, quic } => {
+            measure::floor::read(address, sockets, quic).map(|()| 0)
         }
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(1)
         }
     }
+}
+
+fn replayed(arguments: &Replay) -> anyhow::Result<u8> {
+    let report = replay::run(arguments)?;
+    let json = serde_json::to_string_pretty(&report).unwrap_or_default();
+    match &arguments.json {
+        Some(path) if path.as_os_str() == "-" => println!("{json}"),
+        Some(path) => {
+            report.print();
+            std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        None => report.print(),
+    }
+    Ok(report.verdict.exit_code())
 }

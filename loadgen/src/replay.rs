@@ -6,7 +6,6 @@ mod world;
 use std::{
     cell::RefCell,
     net::SocketAddr,
-    path::PathBuf,
     rc::Rc,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -28,6 +27,7 @@ use crate::{
     admin::Admin,
     plan::Plan,
     report::{Kill, Latency, Report, Verdict},
+    scratch::Scratch,
     server_process::{AdminFile, ServerProcess},
     trace::{Bodies, Trace},
 };
@@ -60,36 +60,11 @@ pub fn run(arguments: &Replay) -> Result<Report> {
     let bodies = Bodies::read(&arguments.bodies)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
-    let scratch = Scratch::new(arguments.keep)?;
+    let scratch = Scratch::new("replay", arguments.keep)?;
     let report = local.block_on(&runtime, replay(arguments, trace, bodies, &scratch));
     // A server that did not end by itself is killed with its handle; scratch data goes with it.
     drop(local);
     report
-}
-
-struct Scratch {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Scratch {
-    fn new(keep: bool) -> Result<Self> {
-        let own = std::env::current_exe()?;
-        // Beside the build, on a real disk: temporary folders are often memory.
-        let path = own.with_file_name(format!("replay-{}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
-        Ok(Self { path, keep })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.keep {
-            eprintln!("data kept in {}", self.path.display());
-        } else {
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
 }
 
 type Process = Arc<Mutex<ServerProcess>>;

@@ -246,6 +246,11 @@ impl ServerProcess {
         }
     }
 
+    /// Its process number while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Fails where the server ended by itself.
     pub fn check_alive(&mut self) -> Result<()> {
         if let Some(status) = self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {

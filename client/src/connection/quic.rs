@@ -102,6 +102,10 @@ impl Quic {
         self.datagram = Some(Box::pin(async move { connection.read_datagram().await }));
     }
 
+    pub fn datagrams_received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
     pub fn local_addr(&self) -> Option<SocketAddr> {
         let bound = self.endpoint.local_addr().ok()?;
         Some(self.connection.local_ip().map_or(bound, |ip| SocketAddr::new(ip, bound.port())))

@@ -1,0 +1,61 @@
+//! The measuring modes: each hot path of the server beside its floor, in one run, so that the figure is a ratio that holds on any
+//! machine.
+//!
+//! A mode starts its server as a process of its own, on a core of its own, and reads what it took from the kernel's accounting.
+//! Sessions are whole ones, limiters are on (`--limits load`), and every delivery is counted and checked.
+
+pub mod accept;
+mod accounting;
+mod crowd;
+pub mod fanout;
+pub mod floor;
+pub mod idle;
+mod ledger;
+mod machine;
+pub mod pairs;
+mod population;
+pub mod report;
+mod server;
+mod statistics;
+mod udp;
+
+use std::future::Future;
+
+use anyhow::Result;
+use tokio::task::LocalSet;
+
+use machine::Cores;
+use report::{Options, Report};
+
+/// Runs a mode on the load's cores and hands its report over. Gives the exit status.
+fn on_load<R: Report, F: Future<Output = Result<R>>>(
+    options: &Options,
+    mode: impl FnOnce(Cores) -> F,
+) -> Result<u8> {
+    let cores = Cores::split()?;
+    cores.go_to_load()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    let report = local.block_on(&runtime, mode(cores))?;
+    report::hand_over(&report, options)
+}
+
+/// `loadgen fanout`.
+pub fn fanout(arguments: &fanout::Fanout) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { fanout::run(arguments, &cores).await })
+}
+
+/// `loadgen idle`.
+pub fn idle(arguments: &idle::Idle) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { idle::run(arguments, &cores).await })
+}
+
+/// `loadgen accept`.
+pub fn accept(arguments: &accept::Accept) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { accept::run(arguments, &cores).await })
+}
+
+/// `loadgen pairs`.
+pub fn pairs(arguments: &pairs::Pairs) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { pairs::run(arguments, &cores).await })
+}

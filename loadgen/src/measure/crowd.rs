@@ -1,0 +1,278 @@
+//! Many sessions in one thread: each has a task that turns its connection; what its events mean is the mode's business.
+//!
+//! Sessions are whole ones (the sans-IO session of the SDK, with its acknowledgements, receipts and heartbeats); a delivery costs
+//! this side little more than its `recv`.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use fanfare_client::connection::{ConnectOptions, Connection, now_ms};
+use fanfare_proto::{
+    ChannelId, Code, DeviceId,
+    session::client::{ClientSession, DeviceState, Event, SessionOptions},
+    wire,
+};
+use tokio::{sync::Notify, task::JoinSet};
+
+use super::{ledger::Deliveries, population::Person};
+
+/// Sessions opened at once.
+const OPENING_MAX: usize = 64;
+/// Nothing moves for so long: what is waited for does not come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at whether something has happened.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// What a mode does with the events of its sessions, and what it has them ask.
+pub trait Load: 'static {
+    /// Something happened in the session of `member`.
+    fn event(&mut self, member: usize, event: Event);
+    /// Whether this seq of the channel is one that the mode waits for, not one from before.
+    fn is_new(&self, channel: ChannelId, seq: u64) -> bool;
+    /// The session of `member` is about to wait: what it is to send is queued now. Called before every wait, so quick.
+    fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64);
+}
+
+/// What all sessions share. Borrowed for one event at a time, never across an await.
+pub struct Stage<L> {
+    /// The mode's own state.
+    pub load: L,
+    /// Sessions that know where all their channels stand: they get everything from here on.
+    pub ready: usize,
+    /// Refusals by a limiter: any of them makes a run INVALID.
+    pub limited: u64,
+    /// Entries that the server sent again to a session which held them.
+    pub repeats: u64,
+    /// The first broken rule that a session saw, in words.
+    pub hole: Option<String>,
+    /// GAPs in the place of what was to be measured: a session read too slowly, which proves nothing about the server.
+    pub behind: u64,
+    /// Why the run cannot go on.
+    pub failed: Option<String>,
+    closing: bool,
+    count: Option<Count>,
+}
+
+/// Datagrams that sessions had received when they were asked.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    sessions: usize,
+    datagrams: u64,
+}
+
+impl<L: Load> Stage<L> {
+    /// Adds what the sessions themselves saw to what the ledgers counted.
+    pub fn add_to(&self, deliveries: &mut Deliveries) {
+        deliveries.duplicated += self.repeats;
+        deliveries.examples.extend(self.hole.clone());
+        if self.behind > 0 {
+            // What GAP named was not promised to come by itself.
+            (deliveries.lost, deliveries.reordered) = (0, 0);
+        }
+    }
+
+    fn event(&mut self, member: usize, event: Event) {
+        match event {
+            Event::Synced(synced) => {
+                self.ready += usize::from(synced.complete);
+                self.load.event(member, Event::Synced(synced));
+            }
+            Event::Failed(error) | Event::Refused { error, .. } => {
+                let code = Code(error.code as u16);
+                if code == Code::RATE_LIMITED {
+                    self.limited += 1;
+                } else {
+                    self.failed.get_or_insert(format!("session {member}: {code} {}", error.text));
+                }
+            }
+            Event::Ended(ended) if !self.closing => {
+                if let Some(Code::RATE_LIMITED | Code::PING_FLOOD | Code::CONNECTIONS_PER_ADDRESS) =
+                    ended.code
+                {
+                    self.limited += 1;
+                }
+                self.failed.get_or_insert(format!("session {member} ended: {ended}"));
+            }
+            Event::Defect { channel, kind, after, before } => {
+                // The ledger counts it; here it is told in words.
+                self.hole.get_or_insert_with(|| {
+                    format!("session {member}: {kind:?} in channel {channel} between {after} and {before}")
+                });
+            }
+            Event::Gap { channel, head, .. } => self.behind += u64::from(self.load.is_new(channel, head)),
+            event => self.load.event(member, event),
+        }
+    }
+}
+
+/// See the module's page.
+pub struct Crowd<L> {
+    stage: Rc<RefCell<Stage<L>>>,
+    wakes: Vec<Rc<Notify>>,
+    tasks: JoinSet<()>,
+}
+
+impl<L: Load> Crowd<L> {
+    /// Nobody yet.
+    pub fn new(load: L) -> Self {
+        let stage = Stage {
+            load,
+            ready: 0,
+            limited: 0,
+            repeats: 0,
+            hole: None,
+            behind: 0,
+            failed: None,
+            closing: false,
+            count: None,
+        };
+        Self { stage: Rc::new(stage.into()), wakes: Vec::new(), tasks: JoinSet::new() }
+    }
+
+    /// How many sessions there are.
+    pub fn len(&self) -> usize {
+        self.wakes.len()
+    }
+
+    /// Opens sessions for the next of `people` until there are `count`, and waits until all are in their audiences.
+    pub async fn grow(&mut self, targets: &[ConnectOptions], people: &[Person], count: usize) -> Result<()> {
+        while self.wakes.len() < count {
+            let member = self.wakes.len();
+            let person = people.get(member).context("more sessions than people")?;
+            let session_options = SessionOptions {
+                token: person.token.clone(),
+                delivery: wire::Delivery::Full,
+                device_name: "loadgen".into(),
+                seed: (member as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                ..Default::default()
+            };
+            let session =
+                ClientSession::new(DeviceState::new(DeviceId(member as u64 + 1)), session_options, now_ms());
+            let options = targets[member % targets.len()].clone();
+            let (wake, stage) = (Rc::new(Notify::new()), Rc::clone(&self.stage));
+            self.wakes.push(Rc::clone(&wake));
+            self.tasks.spawn_local(async move {
+                match Connection::open(&options, session).await {
+                    Ok(connection) => turn(stage, member, connection, wake).await,
+                    Err(error) => {
+                        let why = format!("session {member} cannot connect: {error}");
+                        stage.borrow_mut().failed.get_or_insert(why);
+                    }
+                }
+            });
+            let opened = self.wakes.len();
+            self.surely("sessions do not open", |stage| (stage.ready + OPENING_MAX >= opened, stage.ready))
+                .await?;
+        }
+        self.surely("sessions do not get where their channels stand", |stage| {
+            (stage.ready >= count, stage.ready)
+        })
+        .await
+    }
+
+    /// Does something with what is shared.
+    pub fn with<R>(&self, work: impl FnOnce(&mut Stage<L>) -> R) -> R {
+        work(&mut self.stage.borrow_mut())
+    }
+
+    /// What has a session look at what it is to send.
+    pub fn waker(&self, member: usize) -> Option<Rc<Notify>> {
+        self.wakes.get(member).cloned()
+    }
+
+    /// Has a session look at what it is to send.
+    pub fn wake(&self, member: usize) {
+        if let Some(wake) = self.wakes.get(member) {
+            wake.notify_one();
+        }
+    }
+
+    /// UDP datagrams that all sessions have received, over QUIC. Asked while nothing is under way.
+    pub async fn datagrams_received(&self) -> Result<u64> {
+        self.with(|stage| stage.count = Some(Count::default()));
+        self.wakes.iter().for_each(|wake| wake.notify_one());
+        let counted = |stage: &Stage<L>| stage.count.map_or(0, |count| count.sessions);
+        self.surely("sessions do not answer", |stage| (counted(stage) >= self.len(), counted(stage))).await?;
+        self.with(|stage| stage.count.take().map(|count| count.datagrams).context("it was just counted"))
+    }
+
+    /// As [`Self::until`]; that it does not come is an error.
+    async fn surely(&self, what: &str, look: impl Fn(&Stage<L>) -> (bool, usize)) -> Result<()> {
+        if self.until(look).await? {
+            return Ok(());
+        }
+        bail!("{what}: nothing moved for {} s", PATIENCE.as_secs())
+    }
+
+    /// Waits until `look` says so. Its second answer is any figure that moves while there is hope. Gives false where nothing moved
+    /// for [`PATIENCE`], or a session fell behind: what is waited for does not come any more.
+    ///
+    /// # Errors
+    /// A session failed.
+    pub async fn until(&self, look: impl Fn(&Stage<L>) -> (bool, usize)) -> Result<bool> {
+        let (mut moved_at, mut last) = (Instant::now(), usize::MAX);
+        loop {
+            {
+                let stage = self.stage.borrow();
+                if let Some(why) = &stage.failed {
+                    bail!("{why}");
+                }
+                let (done, figure) = look(&stage);
+                if done || stage.behind > 0 {
+                    return Ok(done);
+                }
+                if figure != last {
+                    (moved_at, last) = (Instant::now(), figure);
+                }
+            }
+            if moved_at.elapsed() > PATIENCE {
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Lets go of all sessions at once, without a word, and gives what was shared.
+    pub async fn end(mut self) -> Result<Stage<L>> {
+        self.stage.borrow_mut().closing = true;
+        self.wakes.iter().for_each(|wake| wake.notify_one());
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.context("a session's task failed")?;
+        }
+        Rc::try_unwrap(self.stage).ok().map(RefCell::into_inner).context("a session outlived its task")
+    }
+}
+
+async fn turn<L: Load>(
+    stage: Rc<RefCell<Stage<L>>>,
+    member: usize,
+    mut connection: Connection,
+    wake: Rc<Notify>,
+) {
+    loop {
+        if connection.session().is_open() {
+            stage.borrow_mut().load.transmit(member, connection.session(), now_ms());
+        }
+        let mut sink = |event| stage.borrow_mut().event(member, event);
+        tokio::select! {
+            biased;
+            turned = connection.turn(&mut sink) => if turned.is_err() { break },
+            () = wake.notified() => {
+                let mut stage = stage.borrow_mut();
+                if stage.closing {
+                    break;
+                }
+                if let Some(count) = &mut stage.count {
+                    count.sessions += 1;
+                    count.datagrams += connection.datagrams_received().unwrap_or(0);
+                }
+            }
+        }
+    }
+    let repeats = connection.session().repeats();
+    stage.borrow_mut().repeats += repeats;
+}

@@ -1,0 +1,473 @@
+//! `fanout`: one sender, one group, and every member's delivery checked; beside a bare loop of `send`.
+
+use std::{collections::BTreeMap, rc::Rc, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use fanfare_proto::{
+    ChannelId, Code,
+    session::client::{ClientSession, Event},
+    wire::{self, send::Content},
+    ws,
+};
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use super::{
+    crowd::{Crowd, Load, Stage},
+    floor::{Floor, Order, Taken},
+    ledger::{Deliveries, Ledger},
+    machine::{Cores, allow_files},
+    population::{Maker, message_id, people},
+    report::{Options, Outcome, Report},
+    server::{Server, Transport},
+    statistics::{Ratio, Spread, bar_text, median_of},
+};
+use crate::scratch::Scratch;
+
+/// Bytes of each message's text.
+const TEXT_BYTES: usize = 128;
+/// Deliveries of one round where nothing else is asked for, with one message in flight.
+const DELIVERIES_PER_ROUND: usize = 1_000_000;
+/// Messages in flight for which a round is made longer: beyond, a message costs little less.
+const LONGER_MAX: usize = 16;
+/// Messages of the round that is not counted: lists grow, files are opened.
+const WARM_UP: usize = 20;
+/// What a sealed record of TLS 1.3 adds: header, content type and tag, in bytes.
+const RECORD_BYTES: u64 = 5 + 1 + 16;
+/// Rounds with their floors where nothing else is asked for.
+const REPEATS: usize = 5;
+/// The same over QUIC.
+const REPEATS_QUIC: usize = 7;
+/// How far datagrams per message may differ between ours and the floor, as a part of the floor's.
+const DATAGRAMS_APART_MAX: f64 = 0.05;
+
+/// One sender and one group: what a message costs until every member has it, beside a bare loop of `send`.
+///
+/// A session of each member is connected and asks for full delivery; one of them sends messages of 128 bytes, --in-flight of
+/// them unacknowledged at any time. Each repeat is a round of ours and, right after it, the floor: a loop that does nothing but
+/// `send` the same bytes to as many sockets, in a process of its own on the server's core, its sockets read like the sessions'. With
+/// several in flight each `send` of the loop carries as many messages. Over wss the loop's bytes are as many as the sealed record's.
+///
+/// cpu_us_per_delivery: CPU of all threads of the server, from the kernel's accounting, from a round's first SEND to the end of
+/// the floor's round behind it (so that late acknowledgements and heartbeats are in it), divided by messages and members. The
+/// commit to disk is included. `ratio` is ours by the floor's CPU per `send` and message.
+///
+/// deliver_us_p50: median time from SEND to the receipt by the last member. `pass_us_p50`: median time of one pass of the loop,
+/// from its first `send` to the return of its last; `read_us_p50`: until the last socket's bytes were read.
+///
+/// Over QUIC the floor is quinn alone, writing the same bytes to as many connections. With one in flight the next message is sent
+/// when all members have the last, so that each takes a datagram of its own on both sides; datagrams_per_message counts those
+/// that reach a member, and a repeat in which ours and the floor's differ by over 5 % makes the run INVALID. `pass_us_p50` is there the
+/// same as `read_us_p50`, since quinn sends when the loop is through.
+///
+/// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered, 11 INVALID (a limiter spoke, the machine
+/// has one core only, or datagrams differ). A missed bar changes nothing.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Fanout {
+    /// Members of the group, the sender included; several sizes with commas between.
+    #[arg(long, value_delimiter = ',', value_parser = crate::count, default_value = "1000,10000")]
+    pub members: Vec<usize>,
+    /// Messages that wait for SEND_ACK at any time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub in_flight: u16,
+    /// Messages of each round; by default as many as make a million deliveries (with many in flight up to sixteen million).
+    #[arg(long, value_parser = crate::count)]
+    pub messages: Option<usize>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+impl Fanout {
+    fn repeats(&self) -> usize {
+        let usual = if self.options.transport == Transport::Quic { REPEATS_QUIC } else { REPEATS };
+        self.options.repeats.unwrap_or(usual)
+    }
+}
+
+/// `fanfare.fanout/v1`.
+#[derive(Debug, Serialize)]
+pub struct FanoutReport {
+    schema: &'static str,
+    #[serde(flatten)]
+    outcome: Outcome,
+    transport: Transport,
+    in_flight: u16,
+    repeats: usize,
+    sizes: Vec<Size>,
+}
+
+/// What was measured with one number of members.
+#[derive(Debug, Serialize)]
+struct Size {
+    members: usize,
+    messages_per_round: usize,
+    /// Bytes of one DELIVER frame.
+    frame_bytes: usize,
+    /// CPU per delivery, in microseconds.
+    ratio: Ratio,
+    cpu_us_per_delivery: Spread,
+    floor_cpu_us_per_delivery: Spread,
+    /// Ours by kind of thread, medians, in microseconds per delivery.
+    cpu_us_per_delivery_by_thread: BTreeMap<String, f64>,
+    deliver_us_p50: Spread,
+    pass_us_p50: Spread,
+    read_us_p50: Spread,
+    /// `deliver_us_p50` by `pass_us_p50`.
+    deliver_ratio: Ratio,
+    deliveries_per_s: Spread,
+    /// Over QUIC: ours by the floor's, of datagrams per message and member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    datagrams_per_message: Option<Ratio>,
+    #[serde(skip)]
+    datagrams_alike: bool,
+}
+
+/// The sessions' shared state.
+struct Group {
+    ledger: Ledger,
+    sender: usize,
+    in_flight_max: usize,
+    in_flight: usize,
+    /// A message is in flight until all members have it, not until it is acknowledged.
+    until_delivered: bool,
+    /// The sender's.
+    wake: Option<Rc<Notify>>,
+    /// Messages still to be sent in this round.
+    left: usize,
+    number: u64,
+    frame_bytes: usize,
+    deliver_us: Vec<u64>,
+    refused: Option<String>,
+}
+
+impl Group {
+    fn text(number: u64) -> String {
+        format!("{number:0TEXT_BYTES$}")
+    }
+
+    fn landed(&mut self, counts: bool) {
+        if counts {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.left == 0 && self.in_flight == 0 && self.ledger.is_settled()
+    }
+}
+
+impl Load for Group {
+    fn event(&mut self, member: usize, event: Event) {
+        match event {
+            Event::Deliver(frame) => {
+                if let Some(sent_at) = self.ledger.delivered(member, &frame) {
+                    self.frame_bytes = frame.bytes.len();
+                    self.deliver_us.push(sent_at.elapsed().as_micros() as u64);
+                    self.landed(self.until_delivered);
+                    if let Some(wake) = self.wake.as_ref().filter(|_| self.until_delivered) {
+                        wake.notify_one();
+                    }
+                }
+            }
+            Event::SendAck { ack, .. } => {
+                self.landed(!self.until_delivered);
+                if ack.outcome() != wire::Outcome::Ok {
+                    self.refused.get_or_insert(format!(
+                        "a SEND failed: {} {}",
+                        Code(ack.code as u16),
+                        ack.text
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_new(&self, channel: ChannelId, seq: u64) -> bool {
+        self.ledger.is_new(channel, seq)
+    }
+
+    fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
+        if member != self.sender {
+            return;
+        }
+        while self.left > 0 && self.in_flight < self.in_flight_max {
+            let id = message_id(session.server_time_ms(now_ms), member, self.number);
+            let text = Self::text(self.number);
+            self.ledger.sending(id, &text);
+            let send = wire::Send {
+                client_message_id: bytes::Bytes::copy_from_slice(&id.0),
+                content: Some(Content::Message(wire::Message { text, ..Default::default() })),
+                ..Default::default()
+            };
+            if let Err(code) = session.send(self.ledger.channel(), &send, false) {
+                self.refused.get_or_insert(format!("a SEND could not be made: {code}"));
+                return;
+            }
+            (self.number, self.left, self.in_flight) = (self.number + 1, self.left - 1, self.in_flight + 1);
+        }
+    }
+}
+
+/// Figures of one repeat.
+struct Round {
+    cpu_us: f64,
+    by_thread: BTreeMap<String, f64>,
+    floor_cpu_us: f64,
+    deliver_us: f64,
+    pass_us: f64,
+    read_us: f64,
+    deliveries_per_s: f64,
+    /// Per message and member: ours, the floor's.
+    datagrams: Option<(f64, f64)>,
+}
+
+/// The whole run.
+pub async fn run(arguments: &Fanout, cores: &Cores) -> Result<FanoutReport> {
+    let mut deliveries = Deliveries::default();
+    let (mut limited, mut behind) = (0, 0);
+    let mut sizes = Vec::new();
+    for members in &arguments.members {
+        if *members < 2 {
+            bail!("a group of {members} is no group: --members 2 at least");
+        }
+        let (size, mut stage) = measure(arguments, cores, *members).await?;
+        let mut counted = stage.load.ledger.close();
+        stage.add_to(&mut counted);
+        deliveries.add(counted);
+        limited += stage.limited;
+        behind += stage.behind;
+        sizes.push(size);
+    }
+    let mut reasons = Vec::new();
+    if !cores.apart {
+        reasons.push("server and load share the only core".into());
+    }
+    if !sizes.iter().all(|size| size.datagrams_alike) {
+        reasons.push("datagrams per message differ by over 5 % between ours and the floor".into());
+    }
+    Ok(FanoutReport {
+        schema: "fanfare.fanout/v1",
+        outcome: Outcome::of(deliveries, limited, behind, reasons),
+        transport: arguments.options.transport,
+        in_flight: arguments.in_flight,
+        repeats: arguments.repeats(),
+        sizes,
+    })
+}
+
+async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(Size, Stage<Group>)> {
+    allow_files(members)?;
+    let scratch = Scratch::new("fanout", arguments.options.keep)?;
+    let server = Server::start(&scratch.path, cores, arguments.options.transport).await?;
+    let people = people(&server.admin, members).await?;
+    let others: Vec<_> = people[1..].iter().map(|person| person.id).collect();
+    let target = server.targets.first().context("there is a way to connect")?;
+    let mut maker = Maker::open(target, &people, 0).await?;
+    let made = maker.group("everybody", &others).await?;
+    maker.close().await;
+
+    let in_flight = usize::from(arguments.in_flight);
+    let over_quic = arguments.options.transport == Transport::Quic;
+    let group = Group {
+        ledger: Ledger::new(made.channel, made.head, members),
+        sender: 0,
+        in_flight_max: in_flight,
+        in_flight: 0,
+        until_delivered: over_quic && in_flight == 1,
+        wake: None,
+        left: 0,
+        number: 1,
+        frame_bytes: 0,
+        deliver_us: Vec::new(),
+        refused: None,
+    };
+    let mut crowd = Crowd::new(group);
+    crowd.grow(&server.targets, &people, members).await?;
+    let wake = crowd.waker(0);
+    crowd.with(|stage| stage.load.wake = wake);
+    let mut floor = Floor::start(cores, arguments.options.transport, members)?;
+
+    let messages = arguments
+        .messages
+        .unwrap_or_else(|| (DELIVERIES_PER_ROUND / members).max(1) * in_flight.min(LONGER_MAX));
+    let mut arrives = play(&crowd, WARM_UP.max(in_flight)).await?.is_some();
+    let frame_bytes = crowd.with(|stage| stage.load.frame_bytes);
+    let order = Order {
+        bytes: send_bytes(frame_bytes * in_flight, arguments.options.transport),
+        passes: messages.div_ceil(in_flight),
+    };
+    floor.run(Order { passes: 2, ..order })?;
+    let mut rounds = Vec::new();
+    for _ in 0..arguments.repeats() {
+        if !arrives {
+            break;
+        }
+        let datagrams = if over_quic { crowd.datagrams_received().await? } else { 0 };
+        let before = server.cpu()?;
+        let began = Instant::now();
+        let Some(deliver_us) = play(&crowd, messages).await? else {
+            arrives = false;
+            continue;
+        };
+        let elapsed_s = began.elapsed().as_secs_f64();
+        // The sessions' heartbeats and late acknowledgements go on meanwhile.
+        let (taken, back) = tokio::task::spawn_blocking(move || (floor.run(order), floor)).await?;
+        floor = back;
+        let spent = server.cpu()?.since(&before);
+        let datagrams = if over_quic { crowd.datagrams_received().await? - datagrams } else { 0 };
+        let ours = Ours { spent, deliver_us, elapsed_s, datagrams, deliveries: messages * members };
+        rounds.push(round(&ours, taken?, order.passes * in_flight * members));
+    }
+    drop(floor);
+    let stage = crowd.end().await?;
+    server.stop()?;
+    Ok((size(&rounds, members, messages, frame_bytes, in_flight), stage))
+}
+
+/// Sends so many messages and waits until every member has them. Gives the median time from SEND to the last receipt, in
+/// microseconds; `None` where what is missing does not come: the ledger counts it.
+async fn play(crowd: &Crowd<Group>, messages: usize) -> Result<Option<u64>> {
+    let sender = crowd.with(|stage| {
+        stage.load.left = messages;
+        stage.load.deliver_us.clear();
+        stage.load.sender
+    });
+    crowd.wake(sender);
+    let arrived = crowd
+        .until(|stage| {
+            let load = &stage.load;
+            (load.is_settled() || load.refused.is_some(), load.ledger.deliveries.checked as usize)
+        })
+        .await?;
+    crowd.with(|stage| match stage.load.refused.take() {
+        Some(why) => bail!("{why}"),
+        None => Ok(arrived.then(|| median_of(&mut stage.load.deliver_us))),
+    })
+}
+
+/// Bytes of one `send` that carries frames of so many bytes in all.
+fn send_bytes(frames_bytes: usize, transport: Transport) -> u64 {
+    let message = (frames_bytes + ws::server_header_len(frames_bytes)) as u64;
+    match transport {
+        Transport::Wss => message + RECORD_BYTES,
+        Transport::Ws => message,
+        // Streams carry frames as they are.
+        Transport::Quic => frames_bytes as u64,
+    }
+}
+
+/// What was read of the server and its sessions in one repeat.
+struct Ours {
+    spent: BTreeMap<String, u64>,
+    deliver_us: u64,
+    elapsed_s: f64,
+    datagrams: u64,
+    deliveries: usize,
+}
+
+fn round(ours: &Ours, mut taken: Taken, floor_deliveries: usize) -> Round {
+    let deliveries = ours.deliveries as f64;
+    let per_delivery = |ns: u64| ns as f64 / 1e3 / deliveries;
+    let floor_datagrams = taken.datagrams.map(|datagrams| datagrams as f64 / floor_deliveries as f64);
+    Round {
+        cpu_us: per_delivery(ours.spent.values().sum()),
+        by_thread: ours.spent.iter().map(|(kind, ns)| (kind.clone(), per_delivery(*ns))).collect(),
+        floor_cpu_us: taken.cpu_ns as f64 / 1e3 / floor_deliveries as f64,
+        deliver_us: ours.deliver_us as f64,
+        pass_us: median_of(&mut taken.pass_us) as f64,
+        read_us: median_of(&mut taken.read_us) as f64,
+        deliveries_per_s: deliveries / ours.elapsed_s,
+        datagrams: floor_datagrams.map(|floor| (ours.datagrams as f64 / deliveries, floor)),
+    }
+}
+
+/// Whether a repeat's datagrams per message were alike on both sides.
+fn datagrams_are_alike(round: &Round) -> bool {
+    round.datagrams.is_none_or(|(ours, floor)| (ours - floor).abs() <= floor * DATAGRAMS_APART_MAX)
+}
+
+fn size(rounds: &[Round], members: usize, messages: usize, frame_bytes: usize, in_flight: usize) -> Size {
+    let of = |figure: fn(&Round) -> f64| Spread::of(rounds.iter().map(figure));
+    let pairs = |ours: fn(&Round) -> f64, floor: fn(&Round) -> f64| -> Vec<(f64, f64)> {
+        rounds.iter().map(|round| (ours(round), floor(round))).collect()
+    };
+    let (cpu_bar, deliver_bar) = match in_flight {
+        1 => (Some(1.25), Some(1.5)),
+        64 => (Some(2.0), Some(2.0)),
+        _ => (None, None),
+    };
+    let datagrams: Option<Vec<(f64, f64)>> = rounds.iter().map(|round| round.datagrams).collect();
+    let mut kinds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for (kind, us) in rounds.iter().flat_map(|round| &round.by_thread) {
+        kinds.entry(kind.clone()).or_default().push(*us);
+    }
+    Size {
+        members,
+        messages_per_round: messages,
+        frame_bytes,
+        ratio: Ratio::of(&pairs(|round| round.cpu_us, |round| round.floor_cpu_us), cpu_bar),
+        cpu_us_per_delivery: of(|round| round.cpu_us),
+        floor_cpu_us_per_delivery: of(|round| round.floor_cpu_us),
+        cpu_us_per_delivery_by_thread: kinds
+            .into_iter()
+            .map(|(kind, us)| (kind, Spread::of(us).median))
+            .collect(),
+        deliver_us_p50: of(|round| round.deliver_us),
+        pass_us_p50: of(|round| round.pass_us),
+        read_us_p50: of(|round| round.read_us),
+        deliver_ratio: Ratio::of(&pairs(|round| round.deliver_us, |round| round.pass_us), deliver_bar),
+        deliveries_per_s: of(|round| round.deliveries_per_s),
+        datagrams_per_message: datagrams.map(|datagrams| Ratio::of(&datagrams, None)),
+        datagrams_alike: in_flight > 1 || rounds.iter().all(datagrams_are_alike),
+    }
+}
+
+impl Report for FanoutReport {
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    fn print(&self) {
+        println!(
+            "  fan-out over {:?}, {} in flight, {} repeats (median, least to most)",
+            self.transport, self.in_flight, self.repeats
+        );
+        println!(
+            "   members      CPU us/delivery         floor     ratio                      deliver p50 ms     pass ms   deliver/pass"
+        );
+        for size in &self.sizes {
+            let (cpu, ratio, deliver) = (size.cpu_us_per_delivery, size.ratio, size.deliver_us_p50);
+            println!(
+                "  {:>8}  {:>6.3} ({:.3} to {:.3})  {:>8.3}  {:>5.2} ({:.2} to {:.2}) {:<14}  {:>9.2}  {:>9.2}  {:>6.2} {}",
+                size.members,
+                cpu.median,
+                cpu.min,
+                cpu.max,
+                ratio.floor,
+                ratio.ratio,
+                ratio.min,
+                ratio.max,
+                ratio.bar_text(),
+                deliver.median / 1e3,
+                size.pass_us_p50.median / 1e3,
+                size.deliver_ratio.ratio,
+                bar_text(size.deliver_ratio.ratio, size.deliver_ratio.bar),
+            );
+            let mut kinds: Vec<_> = size.cpu_us_per_delivery_by_thread.iter().collect();
+            kinds.sort_by(|one, other| other.1.total_cmp(one.1));
+            let kinds: Vec<String> = kinds.iter().map(|(kind, us)| format!("{kind} {us:.3}")).collect();
+            if let Some(datagrams) = size.datagrams_per_message {
+                println!(
+                    "            datagrams per message: {:.3}, the floor's {:.3}",
+                    datagrams.ours, datagrams.floor
+                );
+            }
+            println!(
+                "            by thread: {} · {:.0} deliveries/s",
+                kinds.join(", "),
+                size.deliveries_per_s.median
+            );
+        }
+    }
+}

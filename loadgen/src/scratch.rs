@@ -1,0 +1,33 @@
+//! The folder that a run keeps its server's data in.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+/// Goes with the run, unless it is to be kept.
+pub struct Scratch {
+    /// The folder.
+    pub path: PathBuf,
+    keep: bool,
+}
+
+impl Scratch {
+    /// A fresh one, named after what it is for.
+    pub fn new(what: &str, keep: bool) -> Result<Self> {
+        let own = std::env::current_exe()?;
+        // Beside the build, on a real disk: temporary folders are often memory.
+        let path = own.with_file_name(format!("{what}-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self { path, keep })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.keep {
+            eprintln!("data kept in {}", self.path.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
