@@ -9,7 +9,7 @@ const RANDOM_BYTES: usize = 8;
 /// Bytes by which an id is told from noise.
 const CHECK_BYTES: usize = 4;
 /// Bytes of an id.
-const ID_BYTES: usize = RANDOM_BYTES + CHECK_BYTES;
+pub(crate) const ID_BYTES: usize = RANDOM_BYTES + CHECK_BYTES;
 
 /// Makes ids that this deployment knows again, after a restart too: who sends another gets no answer.
 pub(crate) struct SignedConnectionIds {

@@ -11,12 +11,13 @@ use std::{
 use aws_lc_rs::hmac;
 use fanfare_proto::ws::Refusal;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use quinn_proto::RandomConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    connection_id::SignedConnectionIds,
+    connection_id::{self, SignedConnectionIds},
     error::GatewayError,
     inbox::{Item, Lanes},
     quic::{self, REFUSE_ABOVE},
@@ -107,7 +108,12 @@ impl Door {
 
 /// Connection ids that this gateway knows again after a restart, and resets that its clients believe.
 fn endpoint_config(reset_key: Option<[u8; 32]>) -> EndpointConfig {
-    let Some(key) = reset_key else { return EndpointConfig::default() };
+    let Some(key) = reset_key else {
+        let mut config = EndpointConfig::default();
+        // Not quinn's own default: see `connection_id`.
+        config.cid_generator(|| Box::new(RandomConnectionIdGenerator::new(connection_id::ID_BYTES)));
+        return config;
+    };
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &key);
     let ids = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&reset, b"connection ids").as_ref());
     let mut config = EndpointConfig::new(Arc::new(reset));

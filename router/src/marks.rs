@@ -1,4 +1,5 @@
-//! What stands for or against users in a channel beside membership: mutes, bans, invitations, requests to join.
+//! What stands for or against users in a channel beside membership: mutes, bans, invitations, requests to join, and
+//! what was turned down of late.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! Everything the server holds about one user, as lines of JSON: the account, devices, logins (no secrets), sessions, blocks,
-//! what stands for or against it in channels, channels, and the messages and reactions that the user sent. Read page by page while it is written, so that an export of any length costs the same memory;
-//! a reader that does not read ends it, and so does a revocation of who asked for it.
+//! what stands for or against it in channels, channels, and the messages and reactions that the user sent. Read page by
+//! page while it is written, so that an export of any length costs the same memory; a reader that does not read ends it, and so does a revocation of who asked for it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

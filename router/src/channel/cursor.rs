@@ -19,14 +19,14 @@ use crate::{
     writer::Job,
 };
 
+/// Between two RECEIPT frames of a channel.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
+
 /// What a RECEIPT says, as far as that needs no channel.
 pub fn read_receipt(frame: &Frame) -> Result<wire::Receipt, Code> {
     let receipt: wire::Receipt = frame.decode()?;
     if receipt.cursors.len() == 1 { Ok(receipt) } else { Err(Code::BAD_FIELD) }
 }
-
-/// Between two RECEIPT frames of a channel.
-const SHOWN_EVERY: Duration = Duration::from_secs(1);
 
 impl Channel {
     /// RECEIPT.

@@ -173,7 +173,7 @@ impl Channel {
 
     /// Members, roles, settings, marks; word to those concerned and to the owners of their lists.
     fn take_effect(&mut self, desk: &mut Desk, item: &Sequenced, row: OutboxRow) {
-        let (seq, now_ms) = (item.entry.seq, desk.context.now_ms());
+        let seq = item.entry.seq;
         match &item.effect {
             Effect::None | Effect::Recalled(_) => {}
             Effect::Joined(users, role) => {
@@ -184,6 +184,7 @@ impl Channel {
                 self.tell_lists(desk, users, seq, true, row);
             }
             Effect::Gone(users) => {
+                let now_ms = desk.context.now_ms();
                 for user in users {
                     self.members.leave(*user, seq);
                     self.cursors.forget(*user);
@@ -214,6 +215,9 @@ impl Channel {
                 self.row.join = settings.join;
                 self.row.posting = settings.posting;
             }
+        }
+        if item.marks.is_empty() {
+            return;
         }
         for change in &item.marks {
             self.marks.apply(change);
