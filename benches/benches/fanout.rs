@@ -98,6 +98,16 @@ impl Uplink for Pretend {
         Ok(())
     }
 
+    fn reserve(&self, _: &Up) -> bool {
+        true
+    }
+
+    fn hand_over(&self, ups: &mut Vec<Up>) {
+        for up in ups.drain(..) {
+            let _ = self.try_send(up);
+        }
+    }
+
     fn send(&self, up: Up) -> Pin<Box<dyn Future<Output = Result<(), Code>> + Send + '_>> {
         Box::pin(async move { self.try_send(up).map_err(|_| Code::RETRY_LATER) })
     }

@@ -120,6 +120,11 @@ impl Audience {
         true
     }
 
+    /// How many of a channel are here, those included that have just gone.
+    pub fn len_of(&self, channel: ChannelId) -> usize {
+        self.channels.get(&channel).map_or(0, |members| members.list.len())
+    }
+
     /// Calls for each member in one of the tiers; those for whom it answers false are gone and taken out.
     pub fn each(&mut self, channel: ChannelId, tiers: Tiers, mut served: impl FnMut(Member) -> bool) {
         let Some(members) = self.channels.get_mut(&channel) else { return };

@@ -74,6 +74,17 @@ pub(crate) struct Early {
     pub raw: Vec<u8>,
 }
 
+/// When the next flush pass writes a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dirty {
+    /// It has nothing new.
+    No,
+    /// With the others.
+    Yes,
+    /// Behind the others.
+    Late,
+}
+
 /// See the module's page.
 pub(crate) struct Connection {
     pub link: Link,
@@ -82,8 +93,8 @@ pub(crate) struct Connection {
     pub origin: Origin,
     /// Channels whose audience it is in, as counted here.
     pub memberships: u32,
-    /// On the list of the next flush pass.
-    pub dirty: bool,
+    /// On a list of the next flush pass.
+    pub dirty: Dirty,
     /// The socket failed: nothing can be written any more.
     pub broken: bool,
     /// Of its task.
@@ -124,7 +135,7 @@ impl Connection {
             stage: Stage::Opening(Box::new(opening)),
             origin,
             memberships: 0,
-            dirty: false,
+            dirty: Dirty::No,
             broken: false,
             waker: None,
             early,

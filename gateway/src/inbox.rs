@@ -7,6 +7,7 @@ use std::sync::{
 
 use fanfare_proto::link::{Down, Downlink, LANES_MAX};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::{admission::AddressPermit, admission::HandshakePermit};
@@ -52,6 +53,19 @@ impl Inbox {
         }
     }
 
+    /// Several at once, in their order.
+    pub fn push_all(&self, items: impl IntoIterator<Item = Item>) {
+        let was_empty = {
+            let mut queue = self.queue.lock();
+            let before = queue.len();
+            queue.extend(items);
+            before == 0 && !queue.is_empty()
+        };
+        if was_empty {
+            self.filled.notify_one();
+        }
+    }
+
     /// Everything that came, in its order, into `items`, which is empty. Says whether there was anything.
     pub fn take(&self, items: &mut Vec<Item>) -> bool {
         debug_assert!(items.is_empty());
@@ -76,27 +90,47 @@ impl Lanes {
             .min_by_key(|inbox| inbox.connections.load(Ordering::Relaxed))
             .expect("a gateway has a lane")
     }
+
+    /// The lanes there are, bit n for lane n.
+    fn known(&self) -> u64 {
+        if self.0.len() >= LANES_MAX { u64::MAX } else { (1 << self.0.len()) - 1 }
+    }
 }
 
 impl Downlink for Lanes {
     fn send(&self, owner: u16, down: Down) {
-        let known = if self.0.len() >= LANES_MAX { u64::MAX } else { (1 << self.0.len()) - 1 };
-        let lanes = down.lanes() & known;
-        let Some(first) = (lanes != 0).then(|| lanes.trailing_zeros() as usize) else {
-            // For nobody: still handed on, or its credit would be lost. Any lane says so.
-            self.0[0].push(Item::Down { owner, down, shared: None });
-            return;
-        };
-        let count = lanes.count_ones();
-        if count == 1 {
-            self.0[first].push(Item::Down { owner, down, shared: None });
-            return;
+        self.send_all(&mut vec![(owner, down)]);
+    }
+
+    fn send_all(&self, downs: &mut Vec<(u16, Down)>) {
+        // With one lane, which is common on few cores, they go as they are; with more each lane gets its own at once.
+        if let [only] = &self.0[..] {
+            return only.push_all(downs.drain(..).map(|(owner, down)| Item::Down {
+                owner,
+                down,
+                shared: None,
+            }));
         }
-        let shared = Arc::new(AtomicU32::new(count));
-        for (number, inbox) in self.0.iter().enumerate() {
-            if lanes >> number & 1 != 0 {
-                inbox.push(Item::Down { owner, down: down.clone(), shared: Some(shared.clone()) });
+        let mut by_lane: SmallVec<[Vec<Item>; 16]> = SmallVec::new();
+        by_lane.resize_with(self.0.len(), Vec::new);
+        for (owner, down) in downs.drain(..) {
+            let mut lanes = down.lanes() & self.known();
+            match lanes.count_ones() {
+                // For nobody: still handed on, or its credit would be lost. Any lane says so.
+                0 => by_lane[0].push(Item::Down { owner, down, shared: None }),
+                1 => by_lane[lanes.trailing_zeros() as usize].push(Item::Down { owner, down, shared: None }),
+                count => {
+                    let shared = Arc::new(AtomicU32::new(count));
+                    while lanes != 0 {
+                        let (down, shared) = (down.clone(), Some(shared.clone()));
+                        by_lane[lanes.trailing_zeros() as usize].push(Item::Down { owner, down, shared });
+                        lanes &= lanes - 1;
+                    }
+                }
             }
+        }
+        for (inbox, items) in self.0.iter().zip(by_lane) {
+            inbox.push_all(items);
         }
     }
 }

@@ -25,13 +25,14 @@ use fanfare_proto::{
 use slab::Slab;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    sync::Notify,
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::task::TaskTracker;
 
 use crate::{
     audience::Audience,
-    connection::{Connection, LINGER_MS, Link, Stage},
+    connection::{Connection, Dirty, LINGER_MS, Link, Stage},
     gather::{Gathered, Gathers},
     handshake,
     inbox::{Inbox, Item},
@@ -48,6 +49,13 @@ const PASS_BYTES: u32 = 256 * 1024;
 const INBOX_KEPT: usize = 16 * 1024;
 /// Reads of one connection in a row.
 const TURNS_MAX: u8 = 8;
+/// Messages for the router that wait for the end of a turn.
+const UPS_MAX: usize = 1_024;
+/// How long an ACK waits for company: nobody waits for it.
+const ACKS_WAIT: Duration = Duration::from_millis(5);
+/// Sessions of a channel from which on the sender's answer leaves behind the pass: what it sends next would only wait for
+/// the end of it.
+const LATE_AUDIENCE: usize = 64;
 /// Connections that one lane may own: what a handle can number.
 const SLOTS_MAX: usize = 1 << 24;
 
@@ -79,10 +87,21 @@ pub(crate) struct Lane {
     inbox: Arc<Inbox>,
     state: RefCell<State>,
     scratch: RefCell<Box<[u8]>>,
+    ups: RefCell<Ups>,
+    /// There is something in `ups` that should not wait.
+    read: Notify,
     /// Frames handed up since the last sweep.
     frames_in: Cell<u64>,
     /// Handshakes and connections; the lane ends when they have.
     pub tasks: TaskTracker,
+}
+
+/// What was read and has its place at the router: handed over when all connections that were ready have been read.
+#[derive(Default)]
+struct Ups {
+    waiting: Vec<Up>,
+    /// Since when there is nothing but ACKs.
+    acks_since: Option<Instant>,
 }
 
 struct State {
@@ -91,6 +110,8 @@ struct State {
     gathers: Gathers,
     /// Slots with something to write.
     dirty: Vec<u32>,
+    /// Those that are written behind all others.
+    late: Vec<u32>,
     next_generation: u32,
     /// Everybody is sent away; when the lane ends at the latest.
     closing_by_ms: Option<u64>,
@@ -138,6 +159,7 @@ impl Lane {
             audience: Audience::default(),
             gathers: Gathers::default(),
             dirty: Vec::new(),
+            late: Vec::new(),
             next_generation: 1,
             closing_by_ms: None,
             handed_on: Vec::new(),
@@ -156,6 +178,8 @@ impl Lane {
             inbox,
             state: state.into(),
             scratch: scratch.into(),
+            ups: RefCell::default(),
+            read: Notify::new(),
             frames_in,
             tasks,
         })
@@ -168,17 +192,23 @@ impl Lane {
         let mut items = Vec::new();
         loop {
             let closing = self.state.borrow().closing_by_ms.is_some();
+            let acks_since = self.ups.borrow().acks_since;
+            let acks_due = acks_since.unwrap_or_else(Instant::now) + ACKS_WAIT;
             tokio::select! {
                 () = self.inbox.filled() => {}
+                () = self.read.notified() => {}
+                () = tokio::time::sleep_until(acks_due), if acks_since.is_some() => {}
                 _ = sweep.tick() => self.guarded(|| self.sweep()),
                 () = tokio::time::sleep(Duration::from_millis(10)), if closing => {}
             }
+            self.hand_over();
             while self.inbox.take(&mut items) {
                 let mut items = items.drain(..).peekable();
                 while items.peek().is_some() {
                     self.pass(&mut items);
                     // Reads, and what QUIC has to do, go between passes.
                     tokio::task::yield_now().await;
+                    self.hand_over();
                 }
             }
             if items.capacity() > INBOX_KEPT {
@@ -479,17 +509,51 @@ impl Lane {
         Poll::Ready(Step::Gone)
     }
 
-    /// Hands frames up, in order. Waits where an owner has no room; writing goes on meanwhile, reading does not.
+    /// Hands frames up, in order, at the end of this turn of the lane. Waits where an owner has no room; writing goes on
+    /// meanwhile, reading does not.
     pub async fn forward(&self, key: Key, ups: &mut Vec<Up>) {
         self.frames_in.set(self.frames_in.get() + ups.len() as u64);
         let mut rest = std::mem::take(ups).into_iter();
         while let Some(up) = rest.next() {
-            if let Err(up) = self.shared.uplink.try_send(up) {
-                let rest: Vec<Up> = std::iter::once(*up).chain(rest).collect();
+            if !self.shared.uplink.reserve(&up) {
+                // What it sent before goes first.
+                self.hand_over();
+                let rest: Vec<Up> = std::iter::once(up).chain(rest).collect();
                 // Boxed, because a connection's task is as big as its biggest state.
                 Box::pin(self.forward_slowly(key, rest)).await;
                 return;
             }
+            self.add(up);
+        }
+    }
+
+    fn add(&self, up: Up) {
+        let mut ups = self.ups.borrow_mut();
+        let is_ack = matches!(&up, Up::Frame { frame, .. } if frame.frame_type() == FrameType::Ack);
+        if !is_ack {
+            if ups.waiting.is_empty() || ups.acks_since.is_some() {
+                self.read.notify_one();
+            }
+            ups.acks_since = None;
+        } else if ups.waiting.is_empty() {
+            ups.acks_since = Some(Instant::now());
+            // The lane sees that it has to look at the time.
+            self.read.notify_one();
+        }
+        ups.waiting.push(up);
+        if ups.waiting.len() >= UPS_MAX {
+            ups.acks_since = None;
+            self.shared.uplink.hand_over(&mut ups.waiting);
+        }
+    }
+
+    /// Hands over what was read, unless it is ACKs that have not waited yet.
+    fn hand_over(&self) {
+        let mut ups = self.ups.borrow_mut();
+        let waits = ups.acks_since.is_some_and(|since| since.elapsed() < ACKS_WAIT);
+        if !ups.waiting.is_empty() && !waits {
+            ups.acks_since = None;
+            self.shared.uplink.hand_over(&mut ups.waiting);
         }
     }
 
@@ -510,7 +574,8 @@ impl Lane {
 }
 
 fn mark(dirty: &mut Vec<u32>, slot: u32, connection: &mut Connection) {
-    if !std::mem::replace(&mut connection.dirty, true) {
+    if connection.dirty == Dirty::No {
+        connection.dirty = Dirty::Yes;
         dirty.push(slot);
     }
 }
@@ -540,7 +605,20 @@ impl State {
             }
             Down::Reply { handle, frames } => {
                 self.settle(shared, &frames, now_ms);
-                self.each(handle.into(), |connection| connection.reply(shared, frames, now_ms));
+                let is_late = self.is_late(&frames);
+                let key = Key::from(handle);
+                let connection = self.connections.get_mut(key.slot as usize);
+                if let Some(connection) =
+                    connection.filter(|one| one.origin.handle.generation() == key.generation)
+                {
+                    connection.reply(shared, frames, now_ms);
+                    if is_late && connection.dirty != Dirty::Late {
+                        connection.dirty = Dirty::Late;
+                        self.late.push(key.slot);
+                    } else {
+                        mark(&mut self.dirty, key.slot, connection);
+                    }
+                }
             }
             Down::Audience { channel, changes } => {
                 if let Some(gathered) = self.gathers.take(channel) {
@@ -607,6 +685,13 @@ impl State {
         }
     }
 
+    /// Whether frames are the answer to a send into a channel that many here are in.
+    fn is_late(&self, frames: &[u8]) -> bool {
+        let Ok(Some(header)) = Header::parse(frames) else { return false };
+        header.short().frame_type == FrameType::SendAck
+            && header.routed().is_some_and(|routed| self.audience.len_of(routed.channel) >= LATE_AUDIENCE)
+    }
+
     fn change(&mut self, channel: ChannelId, change: AudienceChange) {
         match change {
             AudienceChange::Add(handle, tier) => {
@@ -648,14 +733,16 @@ impl State {
 
     /// Writes every connection that has something new, once.
     fn flush(&mut self, shared: &Shared, now_ms: u64) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for slot in dirty.drain(..) {
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
-                connection.dirty = false;
-                connection.flush(shared, now_ms);
+        for (slots, which) in [(&mut self.dirty, Dirty::Yes), (&mut self.late, Dirty::Late)] {
+            for slot in slots.drain(..) {
+                if let Some(connection) = self.connections.get_mut(slot as usize)
+                    && connection.dirty == which
+                {
+                    connection.dirty = Dirty::No;
+                    connection.flush(shared, now_ms);
+                }
             }
         }
-        self.dirty = dirty;
     }
 }
 

@@ -270,6 +270,13 @@ pub trait Uplink: Send + Sync + 'static {
     /// Gives the message back where its owner's inbox is full.
     fn try_send(&self, up: Up) -> Result<(), Box<Up>>;
 
+    /// Takes a place for a message at its owner, to be handed over by [`Self::hand_over`]. Says whether there was one.
+    fn reserve(&self, up: &Up) -> bool;
+
+    /// Hands over messages whose places are taken, each owner's in the order given; `ups` is empty then. What was read in
+    /// one turn of a lane goes together, and wakes the router once.
+    fn hand_over(&self, ups: &mut Vec<Up>);
+
     /// Waits up to [`UP_WAIT_MAX`] for room. Close and Credit always find room.
     ///
     /// # Errors
@@ -282,4 +289,12 @@ pub trait Downlink: Send + Sync + 'static {
     /// Hands over; `owner` is given back in [`Up::Credit`]. A gateway that is gone takes nothing; its sessions are closed
     /// by its [`Up::Close`]s or by the link.
     fn send(&self, owner: u16, down: Down);
+
+    /// The same of all that a pass of the router has, each owner's in the order given; `downs` is empty then. Each lane is
+    /// woken once.
+    fn send_all(&self, downs: &mut Vec<(u16, Down)>) {
+        for (owner, down) in downs.drain(..) {
+            self.send(owner, down);
+        }
+    }
 }

@@ -70,14 +70,23 @@ impl CommitQueue {
         queued.entries < QUEUED_ENTRIES_MAX && queued.bytes < QUEUED_BYTES_MAX
     }
 
-    /// Queues a unit. Never waits; ask [`Self::has_room`] first.
-    pub fn push(&self, unit: Unit) {
+    /// Queues units. Never waits; ask [`Self::has_room`] first.
+    pub fn push(&self, units: &mut Vec<Unit>) {
+        if units.is_empty() {
+            return;
+        }
         let mut queued = self.lock();
-        queued.entries += unit.commit.entries.len();
-        queued.bytes += unit.bytes;
-        queued.units.push_back(unit);
+        let was_empty = queued.units.is_empty();
+        for unit in units.drain(..) {
+            queued.entries += unit.commit.entries.len();
+            queued.bytes += unit.bytes;
+            queued.units.push_back(unit);
+        }
         drop(queued);
-        self.wake.notify_one();
+        // It waits for the first one only.
+        if was_empty {
+            self.wake.notify_one();
+        }
     }
 
     /// Ends the committer when the queue is empty.
@@ -249,12 +258,10 @@ impl Committer {
             let mut known = self.context.rows.lock().unwrap_or_else(PoisonError::into_inner);
             known.extend(rows.iter().map(|(shard, row)| (*row, *shard)));
         }
-        for unit in units {
-            match rows.get(&unit.commit.shard) {
-                Some(row) => self.tell(unit, UnitOutcome::Done(*row)),
-                None => self.tell(unit, UnitOutcome::Failed { code: Code::RETRY_LATER, reload: true }),
-            }
-        }
+        self.tell(units, |unit| match rows.get(&unit.commit.shard) {
+            Some(row) => UnitOutcome::Done(*row),
+            None => UnitOutcome::Failed { code: Code::RETRY_LATER, reload: true },
+        });
     }
 
     fn answer_failed(&self, units: &[Unit], code: Code, reload: bool) {
@@ -263,13 +270,13 @@ impl Committer {
     }
 
     fn answer(&self, units: &[Unit], outcome: &UnitOutcome) {
-        for unit in units {
-            self.tell(unit, outcome.clone());
-        }
+        self.tell(units, |_| outcome.clone());
     }
 
-    fn tell(&self, unit: &Unit, outcome: UnitOutcome) {
-        self.context.post(unit.commit.shard, Event::Committed { ticket: unit.ticket, outcome });
+    fn tell(&self, units: &[Unit], outcome: impl Fn(&Unit) -> UnitOutcome) {
+        self.context.post_all(units.iter().map(|unit| {
+            (unit.commit.shard, Event::Committed { ticket: unit.ticket, outcome: outcome(unit) })
+        }));
     }
 
     /// Looks up what became of commits whose outcome was unknown: the outbox holds a row of a shard's first entry if and

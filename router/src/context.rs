@@ -13,13 +13,16 @@ use fanfare_proto::{ChannelId, UserId};
 use fanfare_storage::{
     content::Content, content::Lists, hash::ClientIdKey, metadata::Metadata, model::OutboxRow,
 };
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, mpsc::UnboundedSender},
-};
+use smallvec::SmallVec;
+use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::{committer::CommitQueue, event::Event, writer::CursorQueue};
+use crate::{
+    committer::CommitQueue,
+    event::Event,
+    worker::{Post, Posts},
+    writer::CursorQueue,
+};
 
 /// Tells Unix milliseconds.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -104,10 +107,26 @@ impl RouterConfig {
 /// `Credit` per 64 bytes under way, per SYNC at most two words per channel of the user and one SYNC per session at a
 /// time, per membership entry (at most 1,000 users) one word per shard concerned.
 pub struct Inbox {
-    /// The queue.
-    pub events: UnboundedSender<Event>,
+    /// The queue of the worker that runs the shard.
+    pub posts: Posts,
     /// What peers may still cause.
     pub permits: Arc<Semaphore>,
+}
+
+/// To several shards, each in the order given: one hand-over per worker.
+pub fn post_all(inboxes: &[Inbox], workers: usize, events: impl IntoIterator<Item = (u16, Event)>) {
+    let mut by_worker: SmallVec<[Vec<(u16, Event)>; 4]> = SmallVec::new();
+    by_worker.resize_with(workers, Vec::new);
+    for (shard, event) in events {
+        by_worker[usize::from(shard) % workers].push((shard, event));
+    }
+    for events in by_worker {
+        if let Some((first, _)) = events.first()
+            && let Some(inbox) = inboxes.get(usize::from(*first))
+        {
+            let _ = inbox.posts.send(Post::Many(events));
+        }
+    }
 }
 
 /// See the module.
@@ -122,6 +141,8 @@ pub struct Context {
     pub lists: Arc<dyn Lists>,
     /// By shard.
     pub inboxes: Arc<[Inbox]>,
+    /// How many run the shards: shard n belongs to worker n modulo their number.
+    pub workers: usize,
     /// To the committer.
     pub commits: CommitQueue,
     /// To the cursors' writer.
@@ -165,8 +186,18 @@ impl Context {
     /// To a shard; nothing where it has ended.
     pub fn post(&self, shard: u16, event: Event) {
         if let Some(inbox) = self.inboxes.get(usize::from(shard)) {
-            let _ = inbox.events.send(event);
+            let _ = inbox.posts.send(Post::One(shard, event));
         }
+    }
+
+    /// To several shards, each in the order given: one hand-over per worker.
+    pub fn post_all(&self, events: impl IntoIterator<Item = (u16, Event)>) {
+        post_all(&self.inboxes, self.workers, events);
+    }
+
+    /// A shard's place among those of its worker.
+    pub fn place_of(&self, shard: u16) -> usize {
+        usize::from(shard) / self.workers
     }
 
     /// To the owner of a channel.

@@ -1,7 +1,7 @@
 //! The router: shards that own channels and users. They give entries their order, commit them, acknowledge them, and
 //! fan them out; they answer where a session stands and what history holds.
 //!
-//! One task per shard owns its state; whatever blocks (commits, reads, cursor writes) runs on threads of its own and
+//! Each shard owns its state, and a worker runs a part of the shards; whatever blocks (commits, reads, cursor writes) runs on threads of its own and
 //! comes back as an event. `shard.rs` is where to begin reading, `event.rs` is the list of what can happen.
 
 mod admin;
@@ -28,6 +28,7 @@ mod shard;
 mod tail;
 mod uplink;
 mod user;
+mod worker;
 mod writer;
 
 use std::{
@@ -127,12 +128,15 @@ impl Router {
             let (_, last_id) = metadata.shard(lease.shard)?;
             owned.push((lease.term, last_id));
         }
-        let (inboxes, receivers): (Vec<_>, Vec<_>) = (0..config.shards)
-            .map(|_| {
-                let (events, receiver) = mpsc::unbounded_channel();
-                (Inbox { events, permits: Arc::new(Semaphore::new(config.inbox_max)) }, receiver)
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = worker::count(cores, config.shards);
+        let (posts, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+        let inboxes: Vec<Inbox> = (0..config.shards)
+            .map(|shard| Inbox {
+                posts: posts[usize::from(shard) % workers].clone(),
+                permits: Arc::new(Semaphore::new(config.inbox_max)),
             })
-            .unzip();
+            .collect();
         let rows: StdMap<OutboxRow, u16> =
             recovered.iter().map(|batch| (batch.row, batch.shard.0 % config.shards)).collect();
         let readers = Arc::new(Semaphore::new(config.readers));
@@ -143,6 +147,7 @@ impl Router {
             content: Arc::clone(&content),
             lists: Arc::clone(&lists),
             inboxes: inboxes.into(),
+            workers,
             commits: Default::default(),
             cursors: Default::default(),
             client_ids: ClientIdKey::new(&secret),
@@ -170,7 +175,7 @@ impl Router {
 
     /// The way in for gateways.
     pub fn uplink(&self) -> Arc<dyn Uplink> {
-        Arc::new(uplink::RouterUplink::new(Arc::clone(&self.context.inboxes)))
+        Arc::new(uplink::RouterUplink::new(Arc::clone(&self.context.inboxes), self.context.workers))
     }
 
     /// A gateway came: what owners send it goes this way from now on. Before its first session.
@@ -228,9 +233,10 @@ fn start_shards(
     runtime: &tokio::runtime::Handle,
     recovered: &[OutboxBatch],
     owned: Vec<(u64, u64)>,
-    receivers: Vec<mpsc::UnboundedReceiver<Event>>,
+    receivers: Vec<mpsc::UnboundedReceiver<worker::Post>>,
 ) {
-    for ((number, (term, last_id)), receiver) in (0u16..).zip(owned).zip(receivers) {
+    let mut by_worker: Vec<Vec<(u16, shard::Shard)>> = receivers.iter().map(|_| Vec::new()).collect();
+    for (number, (term, last_id)) in (0u16..).zip(owned) {
         let ids = IdSource::new(fanfare_proto::ShardId(number), last_id);
         let mut desk = desk::Desk::new(Arc::clone(context), number, term, ids);
         let mut overlay: HashMap<_, Vec<_>, RandomState> = HashMap::default();
@@ -246,7 +252,11 @@ fn start_shards(
                 }
             }
         }
-        context.tasks.spawn_on(shard::Shard::new(desk, overlay).run(receiver), runtime);
+        by_worker[usize::from(number) % context.workers].push((number, shard::Shard::new(desk, overlay)));
+    }
+    for (shards, receiver) in by_worker.into_iter().zip(receivers) {
+        let worker = worker::Worker::new(Arc::clone(context), shards);
+        context.tasks.spawn_on(worker.run(receiver), runtime);
     }
 }
 
@@ -261,7 +271,5 @@ fn drained(context: &Context, rows: &[OutboxRow]) {
             }
         }
     }
-    for (shard, rows) in by_shard {
-        context.post(shard, Event::Drained(rows));
-    }
+    context.post_all(by_shard.into_iter().map(|(shard, rows)| (shard, Event::Drained(rows))));
 }

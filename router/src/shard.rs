@@ -1,5 +1,5 @@
-//! A shard: one task that owns its channels and users. No locks, no waiting: what takes time runs elsewhere and comes back as an
-//! event.
+//! A shard: it owns its channels and users, and its worker runs it. No locks, no waiting: what takes time runs elsewhere and
+//! comes back as an event.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,7 +7,7 @@ use fanfare_proto::{ChannelId, Code, FrameType, UserId, frame, link::Up, wire};
 use fanfare_storage::model::{DevicePosition, ListChange, OutboxRow, ShardCommit, User as Row};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     admin::ShardCounts,
@@ -16,19 +16,18 @@ use crate::{
     committer::{BYTES_PER_COMMIT_MAX, ENTRIES_PER_COMMIT_MAX, Unit},
     desk::{Desk, Due},
     event::{AdminAsk, Event, Touch, UnitOutcome, Word, Written},
-    frames, load, opens,
+    frames,
+    gateways::Outbox,
+    load, opens,
     opens::Opens,
     send,
-    uplink::is_bounded,
     user::{OpenSession, User},
 };
 
-/// Events handled before what they brought is sequenced.
-const EVENTS_PER_PASS: usize = 256;
 /// Events that may wait for one channel or user to be loaded.
 const WAITING_MAX: usize = 1_024;
 /// Between two looks at what is idle.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long sends wait before the commit queue is asked again.
 const AGAIN_AFTER: Duration = Duration::from_millis(5);
 
@@ -87,40 +86,35 @@ impl Shard {
         }
     }
 
-    /// Runs until it is told to stop and nothing is in flight.
-    pub async fn run(mut self, mut inbox: UnboundedReceiver<Event>) {
-        let mut events = Vec::with_capacity(EVENTS_PER_PASS);
-        self.desk.at(Instant::now() + SWEEP_EVERY, Due::Sweep);
-        loop {
-            let due = self.desk.next_due().unwrap_or_else(|| Instant::now() + SWEEP_EVERY);
-            tokio::select! {
-                count = inbox.recv_many(&mut events, EVENTS_PER_PASS) => {
-                    if count == 0 {
-                        return;
-                    }
-                }
-                () = tokio::time::sleep_until(due) => {}
-            }
-            let mut permits = 0;
-            for event in events.drain(..) {
-                permits += usize::from(matches!(&event, Event::Up(up) if is_bounded(up)));
-                self.handle(event);
-            }
-            if let Some(inbox) = self.desk.context.inboxes.get(usize::from(self.desk.shard)) {
-                inbox.permits.add_permits(permits);
-            }
-            let now = Instant::now();
-            while let Some(due) = self.desk.take_due(now) {
-                self.timer(due, now);
-            }
-            self.sequence();
-            if self.stopping && self.is_quiet() {
-                return self.flush();
-            }
+    /// The first look at what is idle.
+    pub fn sweep_at(&mut self, time: Instant) {
+        self.desk.at(time, Due::Sweep);
+    }
+
+    /// When the next timer is due.
+    pub fn next_due(&self) -> Instant {
+        self.desk.next_due().unwrap_or_else(|| Instant::now() + SWEEP_EVERY)
+    }
+
+    /// Does what is due.
+    pub fn timers(&mut self, now: Instant) {
+        while let Some(due) = self.desk.take_due(now) {
+            self.timer(due, now);
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    /// Told to stop, and nothing is in flight.
+    pub fn is_done(&self) -> bool {
+        self.stopping && self.is_quiet()
+    }
+
+    /// Gives what is for gateways.
+    pub fn hand_out(&mut self, outbox: &mut Outbox) {
+        self.desk.gateways.hand_out(outbox);
+    }
+
+    /// One event.
+    pub fn handle(&mut self, event: Event) {
         match event {
             Event::Up(up) => self.up(up),
             Event::Attach(gateway, downlink) => self.desk.gateways.attach(gateway, downlink),
@@ -437,8 +431,8 @@ impl Shard {
         }
     }
 
-    /// Hands what has gathered in this pass to the committer.
-    fn sequence(&mut self) {
+    /// Gives what has gathered in this pass for the committer.
+    pub fn sequence(&mut self, units: &mut Vec<Unit>) {
         if self.desk.dirty.is_empty() && self.first.is_empty() {
             return;
         }
@@ -462,11 +456,11 @@ impl Shard {
             counted = commit.entries.len();
             if commit.entries.len() >= ENTRIES_PER_COMMIT_MAX / 2 || bytes >= BYTES_PER_COMMIT_MAX / 2 {
                 let full = std::mem::replace(&mut commit, self.new_commit());
-                self.hand_over(full, std::mem::take(&mut channels));
+                self.hand_over(full, std::mem::take(&mut channels), units);
                 (counted, bytes) = (0, 0);
             }
         }
-        self.hand_over(commit, channels);
+        self.hand_over(commit, channels, units);
     }
 
     fn new_commit(&self) -> ShardCommit {
@@ -478,7 +472,7 @@ impl Shard {
         }
     }
 
-    fn hand_over(&mut self, commit: ShardCommit, channels: Vec<ChannelId>) {
+    fn hand_over(&mut self, commit: ShardCommit, channels: Vec<ChannelId>, units: &mut Vec<Unit>) {
         if channels.is_empty() {
             return;
         }
@@ -486,7 +480,7 @@ impl Shard {
         self.next_ticket += 1;
         self.tickets.insert(ticket, channels);
         let bytes = commit.entries.iter().map(|entry| entry.frame.len()).sum();
-        self.desk.context.commits.push(Unit { ticket, commit, bytes });
+        units.push(Unit { ticket, commit, bytes });
     }
 
     fn timer(&mut self, due: Due, now: Instant) {
@@ -549,7 +543,7 @@ impl Shard {
     }
 
     /// The last writes: cursors and positions.
-    fn flush(mut self) {
+    pub fn flush(mut self) {
         for slot in self.users.values_mut() {
             if let UserSlot::Ready(user) = slot {
                 user.write_positions(&mut self.desk);

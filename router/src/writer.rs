@@ -17,6 +17,8 @@ use crate::{
 pub const JOBS_MAX: usize = 16_384;
 /// Rows of one write.
 const ROWS_PER_WRITE_MAX: usize = 4_096;
+/// How long the first job waits for others.
+const GATHER: Duration = Duration::from_millis(20);
 /// How long until a failed write is tried again.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -55,11 +57,15 @@ impl CursorQueue {
     /// again).
     pub fn push(&self, job: Job) {
         let mut queued = self.lock();
+        let was_empty = queued.jobs.is_empty();
         if queued.jobs.len() < JOBS_MAX * 2 {
             queued.jobs.push_back(job);
         }
         drop(queued);
-        self.wake.notify_one();
+        // It waits for the first one only.
+        if was_empty {
+            self.wake.notify_one();
+        }
     }
 
     /// Ends the writer when all is written.
@@ -75,6 +81,12 @@ impl CursorQueue {
                 return None;
             }
             queued = self.wake.wait(queued).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !queued.stopping {
+            // Nobody waits for these: what comes within a moment shares the flush.
+            drop(queued);
+            std::thread::sleep(GATHER);
+            queued = self.lock();
         }
         let (mut taken, mut rows) = (Vec::new(), 0);
         while let Some(job) = queued.jobs.pop_front() {
@@ -115,11 +127,8 @@ pub fn run(context: &Context) {
                 }
             }
         }
-        for job in jobs {
-            if let Some((shard, written)) = job.then {
-                context.post(shard, Event::CursorsWritten(written));
-            }
-        }
+        let told = jobs.into_iter().filter_map(|job| job.then);
+        context.post_all(told.map(|(shard, written)| (shard, Event::CursorsWritten(written))));
     }
 }
 

@@ -192,6 +192,16 @@ impl Uplink for Router {
         Ok(())
     }
 
+    fn reserve(&self, up: &Up) -> bool {
+        !matches!(up, Up::Frame { .. }) || !self.full.load(Ordering::Relaxed)
+    }
+
+    fn hand_over(&self, ups: &mut Vec<Up>) {
+        for up in ups.drain(..) {
+            let _ = self.try_send(up);
+        }
+    }
+
     fn send(&self, up: Up) -> Pin<Box<dyn Future<Output = Result<(), Code>> + Send + '_>> {
         Box::pin(async move {
             let mut up = up;

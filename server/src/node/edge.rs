@@ -142,6 +142,14 @@ mod tests {
             Ok(())
         }
 
+        fn reserve(&self, _: &Up) -> bool {
+            true
+        }
+
+        fn hand_over(&self, ups: &mut Vec<Up>) {
+            ups.clear();
+        }
+
         fn send(&self, _: Up) -> Pin<Box<dyn Future<Output = Result<(), Code>> + Send + '_>> {
             if let Some(shared) = self.0.get().and_then(std::sync::Weak::upgrade) {
                 shared.waiting.lock().clear();

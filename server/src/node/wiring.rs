@@ -136,4 +136,11 @@ impl Downlink for LateDownlink {
             None => waiting.push((owner, down)),
         }
     }
+
+    fn send_all(&self, downs: &mut Vec<(u16, Down)>) {
+        match self.gateway.get() {
+            Some(gateway) => gateway.send_all(downs),
+            None => downs.drain(..).for_each(|(owner, down)| self.send(owner, down)),
+        }
+    }
 }
