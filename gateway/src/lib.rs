@@ -98,6 +98,7 @@ impl Gateway {
             0 => cores.min(LANES_DEFAULT_MAX),
             lanes => lanes.min(LANES_MAX),
         };
+        let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
         let shared = Arc::new(Shared {
             id: config.id,
             uplink,
@@ -121,42 +122,50 @@ impl Gateway {
             shared: shared.clone(),
             lanes: lanes.clone(),
             addresses,
-            closing: CancellationToken::new(),
-            ended: CancellationToken::new(),
+            closing: closing.clone(),
+            ended: ended.clone(),
             threads: Vec::new(),
             lanes_ended: Vec::new(),
         };
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let serving = listen::serve(doors, shared.clone(), lanes.clone(), closing, ended);
+        // Says that it is ready, or ends: everything that can fail does so before it waits for the first time.
+        let door = async move {
+            tokio::pin!(serving);
+            let outcome = match poll_once(serving.as_mut()).await {
+                Some(outcome) => outcome,
+                None => {
+                    let _ = ready.send(());
+                    serving.await
+                }
+            };
+            if let Err(error) = outcome {
+                tracing::error!(%error, "the gateway's door is closed");
+            }
+        };
+        let mut door = Some(door);
         for (number, inbox) in lanes.0.iter().enumerate() {
             let (shared, inbox) = (shared.clone(), inbox.clone());
             let (ended, wait) = oneshot::channel();
+            // Handing over what comes in costs a switch of threads: a single lane takes it itself.
+            let door = if count == 1 { door.take() } else { None };
             gateway.thread(format!("gateway-{number}"), move |runtime| {
+                let door = door.map(|door| runtime.spawn(door));
                 LocalSet::new().block_on(&runtime, async {
                     // A pass writes to thousands of sockets in one poll: it is not to be cut by tokio's budget.
                     tokio::task::unconstrained(Lane::new(number as u8, shared, inbox).run()).await;
                 });
                 let _ = ended.send(());
+                if let Some(door) = door {
+                    // QUIC's last closes go out.
+                    let _ = runtime.block_on(door);
+                }
             })?;
             gateway.lanes_ended.push(wait);
         }
-        let (closing, ended) = (gateway.closing.clone(), gateway.ended.clone());
-        let (ready, started) = std::sync::mpsc::sync_channel(1);
-        gateway.thread("gateway-door".into(), move |runtime| {
-            let outcome = runtime.block_on(async {
-                let serving = listen::serve(doors, shared, lanes, closing, ended);
-                tokio::pin!(serving);
-                // Everything that can fail does so before it waits for the first time.
-                match poll_once(serving.as_mut()).await {
-                    Some(outcome) => outcome,
-                    None => {
-                        let _ = ready.send(());
-                        serving.await
-                    }
-                }
-            });
-            if let Err(error) = outcome {
-                tracing::error!(%error, "the gateway's door is closed");
-            }
-        })?;
+        if let Some(door) = door {
+            gateway.thread("gateway-door".into(), move |runtime| runtime.block_on(door))?;
+        }
         if started.recv().is_err() {
             return Err(GatewayError::Config("the listening sockets could not be used"));
         }

@@ -1,10 +1,11 @@
 //! What all shards of a router share: stores, queues, counters and the way to each other.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
     time::Duration,
 };
@@ -113,10 +114,28 @@ pub struct Inbox {
     pub permits: Arc<Semaphore>,
 }
 
+/// Reads that wait for one reader before another begins.
+const READS_PER_READER: usize = 4;
+/// Results that are handed over together.
+const READS_PER_POST: usize = 16;
+
+/// What is to be read from stores, and how many read.
+#[derive(Default)]
+pub struct Reads {
+    waiting: VecDeque<(u16, Read)>,
+    running: usize,
+}
+
+/// Makes an event of what it reads.
+type Read = Box<dyn FnOnce(&Context) -> Event + Send>;
+
 /// To several shards, each in the order given: one hand-over per worker.
 pub fn post_all(inboxes: &[Inbox], workers: usize, events: impl IntoIterator<Item = (u16, Event)>) {
+    let events = events.into_iter();
     let mut by_worker: SmallVec<[Vec<(u16, Event)>; 4]> = SmallVec::new();
-    by_worker.resize_with(workers, Vec::new);
+    // One worker gets them all, several each its part.
+    let expected = events.size_hint().0.div_ceil(workers);
+    by_worker.resize_with(workers, || Vec::with_capacity(expected));
     for (shard, event) in events {
         by_worker[usize::from(shard) % workers].push((shard, event));
     }
@@ -163,10 +182,8 @@ pub struct Context {
     pub committed: (AtomicU64, AtomicU64),
     /// How many blocks were written. Locked by a blocking thread for one write.
     pub block_order: Arc<Mutex<u64>>,
-    /// Readers at once.
-    pub readers: Arc<Semaphore>,
-    /// Readers that wait or run.
-    pub readers_waiting: AtomicUsize,
+    /// What is to be read. Locked for one queue operation at a time.
+    pub reads: Mutex<Reads>,
     /// Shards and readers; waited for at shutdown.
     pub tasks: TaskTracker,
 }
@@ -212,28 +229,50 @@ impl Context {
 
     /// Runs `read` on a thread that may block, beside at most `readers - 1` others; what it returns goes to the shard.
     /// Gives `false`, and runs nothing, where too many wait already.
+    ///
+    /// A thread that has read one thing takes the next that waits: handing each to a thread of its own cost more than
+    /// most reads.
     pub fn read(self: &Arc<Self>, shard: u16, read: impl FnOnce(&Context) -> Event + Send + 'static) -> bool {
-        let waiting = self.readers_waiting.fetch_add(1, Ordering::Relaxed);
-        if waiting >= self.config.readers_waiting_max {
-            self.readers_waiting.fetch_sub(1, Ordering::Relaxed);
-            return false;
+        {
+            let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+            if reads.waiting.len() >= self.config.readers_waiting_max {
+                return false;
+            }
+            reads.waiting.push_back((shard, Box::new(read)));
+            let is_enough = reads.waiting.len() <= reads.running * READS_PER_READER;
+            if reads.running >= self.config.readers || is_enough {
+                return true;
+            }
+            reads.running += 1;
         }
         let context = Arc::clone(self);
-        self.tasks.spawn_on(
-            async move {
-                let permit = Arc::clone(&context.readers).acquire_owned().await;
-                let of_thread = Arc::clone(&context);
-                let done = tokio::task::spawn_blocking(move || read(&of_thread)).await;
-                drop(permit);
-                context.readers_waiting.fetch_sub(1, Ordering::Relaxed);
-                match done {
-                    Ok(event) => context.post(shard, event),
-                    Err(error) => tracing::error!(%error, "a reader failed"),
-                }
-            },
-            &self.config.runtime,
-        );
+        self.tasks.spawn_blocking_on(move || context.run_reads(), &self.config.runtime);
         true
+    }
+
+    fn run_reads(&self) {
+        let mut done = Vec::new();
+        loop {
+            let next = {
+                let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+                let next = reads.waiting.pop_front();
+                reads.running -= usize::from(next.is_none());
+                next
+            };
+            let is_last = next.is_none();
+            if let Some((shard, read)) = next {
+                match catch_unwind(AssertUnwindSafe(|| read(self))) {
+                    Ok(event) => done.push((shard, event)),
+                    Err(_) => tracing::error!(shard, "a reader panicked"),
+                }
+            }
+            if is_last || done.len() >= READS_PER_POST {
+                self.post_all(done.drain(..));
+            }
+            if is_last {
+                return;
+            }
+        }
     }
 
     /// Whether the row waits for its drains.

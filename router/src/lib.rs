@@ -139,7 +139,6 @@ impl Router {
             .collect();
         let rows: StdMap<OutboxRow, u16> =
             recovered.iter().map(|batch| (batch.row, batch.shard.0 % config.shards)).collect();
-        let readers = Arc::new(Semaphore::new(config.readers));
         let runtime = config.runtime.clone();
         let context = Arc::new(Context {
             config,
@@ -158,8 +157,7 @@ impl Router {
             draining: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
             committed: (AtomicU64::new(0), AtomicU64::new(0)),
-            readers,
-            readers_waiting: AtomicUsize::new(0),
+            reads: Mutex::default(),
             tasks: TaskTracker::new(),
         });
         start_shards(&context, &runtime, &recovered, owned, receivers);

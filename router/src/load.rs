@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use fanfare_proto::{ChannelId, ClientMessageId, Code, UserId, limits::CLIENT_ID_AHEAD_MAX};
+use fanfare_proto::{ChannelId, ClientMessageId, Code, DeviceId, UserId, limits::CLIENT_ID_AHEAD_MAX};
 use fanfare_storage::{
     StoreError,
     content::Content,
     hash,
     metadata::Metadata,
-    model::{Channel, Device, Entry, Mark, Member, User, UserCursor},
+    model::{Channel, Device, DevicePosition, Entry, Mark, Member, User, UserCursor},
 };
 
 use foldhash::fast::RandomState;
@@ -61,6 +61,8 @@ pub struct LoadedUser {
     pub user: User,
     /// The devices.
     pub devices: Vec<Device>,
+    /// Where one of them stands.
+    pub positions: Option<(DeviceId, Vec<DevicePosition>)>,
     /// The channels in the list.
     pub channels: Vec<ChannelId>,
 }
@@ -246,7 +248,7 @@ pub fn print_of(entry: &fanfare_proto::wire::Entry) -> u64 {
     fingerprint(&bytes)
 }
 
-/// Reads a user with devices and list.
+/// Reads a user with devices and list, and with the positions of the device that comes.
 ///
 /// # Errors
 /// `RETRY_LATER`.
@@ -254,12 +256,14 @@ pub fn user(
     metadata: &dyn Metadata,
     lists: &dyn fanfare_storage::content::Lists,
     user: UserId,
+    device: Option<DeviceId>,
 ) -> Result<Option<Box<LoadedUser>>, Code> {
     let read = || -> Result<Option<Box<LoadedUser>>, StoreError> {
         let Some(row) = metadata.user(user)? else { return Ok(None) };
         let devices = metadata.devices(user)?;
         let channels = lists.list(user)?;
-        Ok(Some(Box::new(LoadedUser { user: row, devices, channels })))
+        let positions = device.map(|device| Ok((device, metadata.positions(user, device)?))).transpose()?;
+        Ok(Some(Box::new(LoadedUser { user: row, devices, channels, positions })))
     };
     read().map_err(|error| {
         tracing::warn!(%user, %error, "a user cannot be read");

@@ -296,9 +296,13 @@ impl Shard {
             Some(UserSlot::Loading(waiting)) if waiting.len() < WAITING_MAX => waiting.push_back(touch),
             Some(UserSlot::Loading(_)) => self.refuse_user(touch, Code::RETRY_LATER),
             None => {
+                let device = match &touch {
+                    UserTouch::Open(open) => Some(open.origin.device),
+                    _ => None,
+                };
                 self.users.insert(user, UserSlot::Loading(VecDeque::from([touch])));
                 let started = self.desk.context.read(self.desk.shard, move |context| {
-                    Event::UserLoaded(user, load::user(&*context.metadata, &*context.lists, user))
+                    Event::UserLoaded(user, load::user(&*context.metadata, &*context.lists, user, device))
                 });
                 if !started {
                     self.user_loaded(user, Err(Code::RETRY_LATER));

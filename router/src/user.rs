@@ -87,6 +87,9 @@ impl User {
         for change in changes {
             user.list(change);
         }
+        if let Some((device, positions)) = loaded.positions {
+            user.add_device(device, positions);
+        }
         user
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::sql_error;
 use crate::{error::StoreError, mutant};
@@ -180,6 +180,8 @@ fn connect(path: &Path, cache_kib: i64) -> Result<Connection, StoreError> {
         // No temporary files: they could fail where the database itself has room.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.pragma_update(None, "cell_size_check", true)?;
+        // Or a statement is prepared anew for each value it is bound to, wherever the schema has an index with a condition.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(())
     };
