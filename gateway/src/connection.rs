@@ -33,6 +33,8 @@ use crate::{
 
 /// Buffers of one vectored write.
 const SLICES_MAX: usize = 64;
+/// Bytes of several chunks up to which copying them for one `send` costs less than a vectored write.
+const JOINED_BYTES_MAX: usize = 1024;
 /// Bytes that the frames of a session which must authenticate first may have.
 const HELD_BYTES_MAX: usize = limits::FRAME_BYTES_MAX;
 /// How long a connection has to take its last frames, in milliseconds.
@@ -700,9 +702,15 @@ fn write(wire: &mut Wire, queue: &mut Queue, cx: &mut Context<'_>, now_ms: u64) 
             // Most are: `send` costs less than `writev`, and there are no slices to lay out.
             Some(bytes) => wire.poll_write_bytes(cx, bytes),
             None => {
-                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-                let count = queue.slices(&mut slices);
-                wire.poll_write_slices(cx, &slices[..count])
+                let mut joined = [0; JOINED_BYTES_MAX];
+                match queue.join(&mut joined) {
+                    Some(bytes) => wire.poll_write_bytes(cx, &joined[..bytes]),
+                    None => {
+                        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                        let count = queue.slices(&mut slices);
+                        wire.poll_write_slices(cx, &slices[..count])
+                    }
+                }
             }
         };
         match written {

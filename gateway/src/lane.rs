@@ -543,7 +543,7 @@ impl Lane {
         ups.waiting.push(up);
         if ups.waiting.len() >= UPS_MAX {
             ups.acks_since = None;
-            self.shared.uplink.hand_over(&mut ups.waiting);
+            self.guarded(|| self.shared.uplink.hand_over(&mut ups.waiting));
         }
     }
 
@@ -553,7 +553,7 @@ impl Lane {
         let waits = ups.acks_since.is_some_and(|since| since.elapsed() < ACKS_WAIT);
         if !ups.waiting.is_empty() && !waits {
             ups.acks_since = None;
-            self.shared.uplink.hand_over(&mut ups.waiting);
+            self.guarded(|| self.shared.uplink.hand_over(&mut ups.waiting));
         }
     }
 

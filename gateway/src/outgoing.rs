@@ -177,6 +177,21 @@ impl Queue {
         first.bytes.get(self.written as usize..)
     }
 
+    /// Copies what to write next side by side, where all of it fits. Says how many bytes.
+    pub fn join(&self, joined: &mut [u8]) -> Option<usize> {
+        let bytes = (self.waiting + self.history) as usize - self.written as usize;
+        let mut rest = joined.get_mut(..bytes)?;
+        let mut skip = self.written as usize;
+        for chunk in self.chunks.iter() {
+            let from = &chunk.bytes[skip..];
+            skip = 0;
+            let (to, behind) = rest.split_at_mut_checked(from.len())?;
+            to.copy_from_slice(from);
+            rest = behind;
+        }
+        rest.is_empty().then_some(bytes)
+    }
+
     /// What to write next, WebSocket headers included: fills `slices` and says how many.
     pub fn slices<'q>(&'q self, slices: &mut [IoSlice<'q>]) -> usize {
         let mut skip = self.written as usize;
@@ -382,6 +397,15 @@ mod tests {
                 queue.advance_frames(bytes.len(), 5);
             }
             assert_eq!(out, frames);
+            chunks.iter().for_each(|chunk| queue.push(chunk.clone(), 5));
+            let (mut out, mut joined) = (Vec::new(), vec![0; 64 * 1024]);
+            assert_eq!(queue.join(&mut joined[..100]), None);
+            while let Some(bytes) = queue.join(&mut joined).filter(|bytes| *bytes > 0) {
+                let taken = bytes.min(step);
+                out.extend_from_slice(&joined[..taken]);
+                queue.advance(taken, 5);
+            }
+            assert_eq!(out, expected);
         }
     }
 

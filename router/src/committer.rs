@@ -3,12 +3,12 @@
 //! There is no timer: while one transaction is being flushed, the next batch gathers by itself.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use fanfare_proto::{Code, ShardId};
+use fanfare_proto::Code;
 use fanfare_storage::{
     StoreError,
     drain::{Drains, Room},
@@ -130,9 +130,27 @@ impl CommitQueue {
     }
 }
 
+/// What goes into one transaction: the units' parts, and the shards' numbers for them.
+#[derive(Default)]
+struct Batch {
+    commits: Vec<ShardCommit>,
+    tickets: Vec<u64>,
+}
+
+impl Batch {
+    fn of(units: Vec<Unit>) -> Self {
+        let (commits, tickets) = units.into_iter().map(|unit| (unit.commit, unit.ticket)).unzip();
+        Self { commits, tickets }
+    }
+
+    fn entries(&self) -> usize {
+        self.commits.iter().map(|commit| commit.entries.len()).sum()
+    }
+}
+
 /// A transaction whose outcome is not known.
 struct Unresolved {
-    units: Vec<Unit>,
+    batch: Batch,
     next: Instant,
 }
 
@@ -157,7 +175,7 @@ impl Committer {
             let Some(units) = context.commits.take(patience) else { break };
             self.resolve();
             if !units.is_empty() {
-                self.commit(units);
+                self.commit(Batch::of(units));
             }
         }
         for one in &mut self.unresolved {
@@ -166,116 +184,100 @@ impl Committer {
         self.resolve();
     }
 
-    fn commit(&mut self, units: Vec<Unit>) {
+    fn commit(&mut self, batch: Batch) {
         let since = Instant::now();
         loop {
             match self.drains.wait_for_room(ROOM_PATIENCE) {
                 Room::Yes => break,
                 Room::ReadOnly => {
                     self.context.read_only.store(true, Ordering::Relaxed);
-                    return self.answer_failed(&units, Code::READ_ONLY, false);
+                    return self.answer_failed(&batch, Code::READ_ONLY, false);
                 }
                 // Senders must hear within the protocol's patience; what waits longer had no effect.
                 Room::Behind if since.elapsed() > Duration::from_secs(8) => {
-                    return self.answer_failed(&units, Code::RETRY_LATER, false);
+                    return self.answer_failed(&batch, Code::RETRY_LATER, false);
                 }
                 Room::Behind => {}
             }
         }
-        let (commits, entries) = merge(&units);
+        let entries = batch.entries();
         let drained = self.drains.take_drained();
         let started = Instant::now();
-        let outcome = self.context.metadata.commit(&commits, &drained);
+        let outcome = self.context.metadata.commit(&batch.commits, &drained);
         meter::commit(started.elapsed(), entries);
         if outcome.is_err() {
             self.drains.give_back_drained(drained);
         }
         match outcome {
-            Ok(rows) => {
+            Ok(row) => {
                 self.context.read_only.store(false, Ordering::Relaxed);
                 self.context.committed.0.fetch_add(1, Ordering::Relaxed);
-                self.context.committed.1.fetch_add(entries as u64, Ordering::Relaxed);
-                let by_shard = commits.iter().map(|commit| commit.shard).zip(rows).collect();
-                self.answer_done(&units, &by_shard);
-                self.offer(commits, &by_shard);
+                self.done(batch, row);
             }
             Err(StoreError::SyncFailed(why)) => {
                 // Not known, and never to be asked again: only the next start can tell.
-                self.answer(&units, &UnitOutcome::Unknown);
+                self.answer(&batch, &UnitOutcome::Unknown);
                 (self.context.config.on_fatal)(&why);
             }
             Err(StoreError::Unknown(why)) => {
-                tracing::warn!(why, units = units.len(), "the outcome of a commit is unknown");
+                tracing::warn!(why, units = batch.tickets.len(), "the outcome of a commit is unknown");
                 meter::unknown();
-                self.answer(&units, &UnitOutcome::Unknown);
-                self.unresolved.push(Unresolved { units, next: Instant::now() });
+                self.answer(&batch, &UnitOutcome::Unknown);
+                self.unresolved.push(Unresolved { batch, next: Instant::now() });
             }
             Err(
                 error @ (StoreError::HeadMoved { .. } | StoreError::Fenced { .. } | StoreError::Damaged(_)),
             ) => {
-                if units.len() > 1 {
+                if batch.tickets.len() > 1 {
                     // One of them is refused; the others need not suffer for it.
-                    for unit in units {
-                        self.commit(vec![unit]);
+                    for (commit, ticket) in batch.commits.into_iter().zip(batch.tickets) {
+                        self.commit(Batch { commits: vec![commit], tickets: vec![ticket] });
                     }
                 } else {
                     tracing::error!(%error, "a commit was refused; its channels are read again");
-                    self.answer_failed(&units, Code::RETRY_LATER, true);
+                    self.answer_failed(&batch, Code::RETRY_LATER, true);
                 }
             }
             Err(StoreError::Full(why)) => {
                 if !self.context.read_only.swap(true, Ordering::Relaxed) {
                     tracing::error!(why, "no room for commits: read-only");
                 }
-                self.answer_failed(&units, Code::READ_ONLY, false);
+                self.answer_failed(&batch, Code::READ_ONLY, false);
             }
             Err(error) => {
                 tracing::warn!(%error, "a commit failed");
-                self.answer_failed(&units, Code::RETRY_LATER, false);
+                self.answer_failed(&batch, Code::RETRY_LATER, false);
             }
         }
     }
 
-    /// Drains get their rows after the shards were told, so that a row is never reported drained before it was
-    /// reported committed.
-    fn offer(&self, commits: Vec<ShardCommit>, rows: &BTreeMap<u16, OutboxRow>) {
+    /// Drains get a row after the shards were told, so that it is never reported drained before it was reported committed.
+    fn done(&self, batch: Batch, row: Option<OutboxRow>) {
+        self.context.committed.1.fetch_add(batch.entries() as u64, Ordering::Relaxed);
+        let Some(row) = row else { return };
+        let mut shards: Vec<u16> = batch.commits.iter().map(|commit| commit.shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        self.context.rows.lock().unwrap_or_else(PoisonError::into_inner).insert(row, shards);
+        self.answer(&batch, &UnitOutcome::Done(row));
         let committed_ms = self.context.now_ms();
-        for commit in commits {
-            if let Some(row) = rows.get(&commit.shard) {
-                self.drains.offer(OutboxBatch {
-                    row: *row,
-                    shard: ShardId(commit.shard),
-                    committed_ms,
-                    entries: commit.entries,
-                    lists: commit.lists,
-                });
-            }
+        let (mut entries, mut lists) = (Vec::with_capacity(batch.entries()), Vec::new());
+        for mut commit in batch.commits {
+            entries.append(&mut commit.entries);
+            lists.append(&mut commit.lists);
         }
+        self.drains.offer(OutboxBatch { row, committed_ms, entries, lists });
     }
 
-    fn answer_done(&self, units: &[Unit], rows: &BTreeMap<u16, OutboxRow>) {
-        {
-            let mut known = self.context.rows.lock().unwrap_or_else(PoisonError::into_inner);
-            known.extend(rows.iter().map(|(shard, row)| (*row, *shard)));
-        }
-        self.tell(units, |unit| match rows.get(&unit.commit.shard) {
-            Some(row) => UnitOutcome::Done(*row),
-            None => UnitOutcome::Failed { code: Code::RETRY_LATER, reload: true },
-        });
-    }
-
-    fn answer_failed(&self, units: &[Unit], code: Code, reload: bool) {
+    fn answer_failed(&self, batch: &Batch, code: Code, reload: bool) {
         meter::commit_failed();
-        self.answer(units, &UnitOutcome::Failed { code, reload });
+        self.answer(batch, &UnitOutcome::Failed { code, reload });
     }
 
-    fn answer(&self, units: &[Unit], outcome: &UnitOutcome) {
-        self.tell(units, |_| outcome.clone());
-    }
-
-    fn tell(&self, units: &[Unit], outcome: impl Fn(&Unit) -> UnitOutcome) {
-        self.context.post_all(units.iter().map(|unit| {
-            (unit.commit.shard, Event::Committed { ticket: unit.ticket, outcome: outcome(unit) })
+    fn answer(&self, batch: &Batch, outcome: &UnitOutcome) {
+        let units = batch.commits.iter().zip(&batch.tickets);
+        self.context.post_all(units.map(|(commit, ticket)| {
+            (commit.shard, Event::Committed { ticket: *ticket, outcome: outcome.clone() })
         }));
     }
 
@@ -289,14 +291,9 @@ impl Committer {
                 self.unresolved.push(one);
                 continue;
             }
-            match self.look_up(&one.units) {
-                Ok(None) => self.answer_failed(&one.units, Code::RETRY_LATER, false),
-                Ok(Some(rows)) => {
-                    let (commits, entries) = merge(&one.units);
-                    self.context.committed.1.fetch_add(entries as u64, Ordering::Relaxed);
-                    self.answer_done(&one.units, &rows);
-                    self.offer(commits, &rows);
-                }
+            match self.look_up(&one.batch.commits) {
+                Ok(None) => self.answer_failed(&one.batch, Code::RETRY_LATER, false),
+                Ok(Some(row)) => self.done(one.batch, Some(row)),
                 Err(error) => {
                     tracing::warn!(%error, "an unknown outcome cannot be looked up yet");
                     one.next = now + RESOLVE_EVERY;
@@ -306,55 +303,18 @@ impl Committer {
         }
     }
 
-    fn look_up(&self, units: &[Unit]) -> Result<Option<BTreeMap<u16, OutboxRow>>, StoreError> {
+    fn look_up(&self, commits: &[ShardCommit]) -> Result<Option<OutboxRow>, StoreError> {
         // A head that stands where it stood says so cheaply; else the rows have to be read.
-        if let Some(head) = units.iter().flat_map(|unit| &unit.commit.heads).next() {
+        if let Some(head) = commits.iter().flat_map(|commit| &commit.heads).next() {
             let stands = self.context.metadata.channel(head.channel)?;
             if stands.is_none_or(|channel| channel.head + 1 == head.first_seq) {
                 return Ok(None);
             }
         }
-        let mut rows = BTreeMap::new();
-        for batch in self.context.metadata.outbox()? {
-            let ours = units.iter().any(|unit| {
-                unit.commit.shard == batch.shard.0
-                    && unit.commit.entries.first().is_some_and(|first| {
-                        batch.entries.iter().any(|entry| entry.message_id == first.message_id)
-                    })
-            });
-            if ours {
-                rows.insert(batch.shard.0, batch.row);
-            }
-        }
-        Ok(Some(rows))
+        let Some(first) = commits.iter().flat_map(|commit| &commit.entries).next() else { return Ok(None) };
+        let rows = self.context.metadata.outbox()?;
+        let ours =
+            rows.iter().find(|batch| batch.entries.iter().any(|entry| entry.message_id == first.message_id));
+        Ok(ours.map(|batch| batch.row))
     }
-}
-
-/// One `ShardCommit` per shard, in the order of the units.
-fn merge(units: &[Unit]) -> (Vec<ShardCommit>, usize) {
-    let mut commits: Vec<ShardCommit> = Vec::new();
-    let mut place_of: BTreeMap<u16, usize> = BTreeMap::new();
-    let mut entries = 0;
-    for Unit { commit, .. } in units {
-        entries += commit.entries.len();
-        match place_of.get(&commit.shard) {
-            None => {
-                place_of.insert(commit.shard, commits.len());
-                commits.push(commit.clone());
-            }
-            Some(place) => {
-                let merged = &mut commits[*place];
-                merged.last_id = merged.last_id.max(commit.last_id);
-                merged.term = merged.term.max(commit.term);
-                merged.channels.extend_from_slice(&commit.channels);
-                merged.heads.extend_from_slice(&commit.heads);
-                merged.entries.extend_from_slice(&commit.entries);
-                merged.members.extend_from_slice(&commit.members);
-                merged.marks.extend_from_slice(&commit.marks);
-                merged.settings.extend_from_slice(&commit.settings);
-                merged.lists.extend_from_slice(&commit.lists);
-            }
-        }
-    }
-    (commits, entries)
 }

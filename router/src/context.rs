@@ -168,8 +168,8 @@ pub struct Context {
     pub cursors: CursorQueue,
     /// For the stored hash of client message ids.
     pub client_ids: ClientIdKey,
-    /// Rows committed and not drained, with their shard. Locked for one map operation at a time.
-    pub rows: Mutex<HashMap<OutboxRow, u16>>,
+    /// Rows committed and not drained, with their shards. Locked for one map operation at a time.
+    pub rows: Mutex<HashMap<OutboxRow, Vec<u16>>>,
     /// Client message ids kept.
     pub recent_ids: Arc<AtomicUsize>,
     /// Bytes of all tails.

@@ -137,8 +137,8 @@ impl Router {
                 permits: Arc::new(Semaphore::new(config.inbox_max)),
             })
             .collect();
-        let rows: StdMap<OutboxRow, u16> =
-            recovered.iter().map(|batch| (batch.row, batch.shard.0 % config.shards)).collect();
+        let rows: StdMap<OutboxRow, Vec<u16>> =
+            recovered.iter().map(|batch| (batch.row, shards_of(batch, config.shards))).collect();
         let runtime = config.runtime.clone();
         let context = Arc::new(Context {
             config,
@@ -239,8 +239,8 @@ fn start_shards(
         let mut desk = desk::Desk::new(Arc::clone(context), number, term, ids);
         let mut overlay: HashMap<_, Vec<_>, RandomState> = HashMap::default();
         for batch in recovered {
-            if context.shard_of(batch.shard) == number {
-                for entry in &batch.entries {
+            for entry in &batch.entries {
+                if context.shard_of(entry.channel.shard()) == number {
                     desk.remember(batch.row, Arc::new(entry.clone()));
                 }
             }
@@ -258,13 +258,21 @@ fn start_shards(
     }
 }
 
+/// The shards that a row is of.
+fn shards_of(batch: &OutboxBatch, shards: u16) -> Vec<u16> {
+    let mut of: Vec<u16> = batch.entries.iter().map(|entry| entry.channel.shard().0 % shards).collect();
+    of.sort_unstable();
+    of.dedup();
+    of
+}
+
 /// Rows can be read from the content store now: their shards may forget them.
 fn drained(context: &Context, rows: &[OutboxRow]) {
     let mut by_shard: StdMap<u16, Vec<OutboxRow>> = StdMap::new();
     {
         let mut known = context.rows.lock().unwrap_or_else(PoisonError::into_inner);
         for row in rows {
-            if let Some(shard) = known.remove(row) {
+            for shard in known.remove(row).unwrap_or_default() {
                 by_shard.entry(shard).or_default().push(*row);
             }
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fanfare_proto::{ChannelId, MessageId, ShardId, UserId};
+use fanfare_proto::{ChannelId, MessageId, UserId};
 use fanfare_storage::{
     StoreError,
     drain::{Drains, Room},
@@ -101,14 +101,13 @@ fn run(folder: &std::path::Path, per_commit: u64, drained: bool) -> Result<(), S
         let commit_batch = [commit];
         let before = Instant::now();
         let gone = drains.take_drained();
-        let rows = metadata.commit(&commit_batch, &gone)?;
+        let row = metadata.commit(&commit_batch, &gone)?;
         spent.push(before.elapsed());
         let [commit] = commit_batch;
         commits += 1;
         if drained {
             drains.offer(OutboxBatch {
-                row: rows[0],
-                shard: ShardId(0),
+                row: row.ok_or("nothing was committed")?,
                 committed_ms: 0,
                 entries: commit.entries,
                 lists: commit.lists,

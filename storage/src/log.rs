@@ -24,12 +24,12 @@ pub trait Log: Send + Sync + 'static {
         shard % self.partitions()
     }
 
-    /// Appends entries of one shard in order; at least once (a crash may repeat the last batch). Not durable before
-    /// [`Self::flush_log`].
+    /// Appends entries in order, each to the partition of its channel's shard; at least once (a crash may repeat the last
+    /// batch). Not durable before [`Self::flush_log`].
     ///
     /// # Errors
     /// `Full`, `Unavailable`: repeat later.
-    fn append(&self, shard: u16, entries: &[Entry]) -> Result<(), StoreError>;
+    fn append(&self, entries: &[Entry]) -> Result<(), StoreError>;
 
     /// Returns when all that was appended before is on disk.
     ///

@@ -16,10 +16,11 @@ use crate::{
 ///
 /// Implementations are `Sync`: reads run beside the one writer and see the newest committed state.
 pub trait Metadata: Send + Sync + 'static {
-    /// Commits all of `commits` in **one** transaction and returns when it is flushed, giving the number of each one's
-    /// outbox row. Per shard: its term is checked and its `last_id` moved (never back); channels are inserted, heads
-    /// moved by compare-and-set, entries' metadata inserted, members, marks and settings written, and one outbox row stored that
-    /// holds the entries' frames and the list changes. Deletes the outbox rows in `drained` in the same transaction.
+    /// Commits all of `commits` in **one** transaction and returns when it is flushed, giving the number of its outbox
+    /// row. A shard may have several parts, in its order. Per shard: its term is checked
+    /// and its `last_id` moved (never back); channels are inserted, heads
+    /// moved by compare-and-set, entries' metadata inserted, members, marks and settings written. One outbox row is stored that
+    /// holds all entries' frames and list changes; `None` where there was no commit. Deletes the outbox rows in `drained` in the same transaction.
     ///
     /// *Atomicity*: all or nothing. *Durability*: on return. *Idempotence*: none; heads' compare-and-set refuses a second
     /// time. *Cost*: one flush, whatever the number of entries; nothing but time-ordered keys for messages.
@@ -27,7 +28,8 @@ pub trait Metadata: Send + Sync + 'static {
     /// # Errors
     /// `Full`, `Unavailable`, `Fenced`, `HeadMoved`: nothing was changed. `Unknown`: read the heads under lock before
     /// anything else. `SyncFailed`: the process must end.
-    fn commit(&self, commits: &[ShardCommit], drained: &[OutboxRow]) -> Result<Vec<OutboxRow>, StoreError>;
+    fn commit(&self, commits: &[ShardCommit], drained: &[OutboxRow])
+    -> Result<Option<OutboxRow>, StoreError>;
 
     /// Deletes outbox rows whose sinks have flushed, where no commit comes by to carry it.
     ///

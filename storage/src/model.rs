@@ -1,7 +1,7 @@
 //! The rows that stores keep and owners exchange with them.
 
 use bytes::Bytes;
-use fanfare_proto::{ChannelId, ClientMessageId, DeviceId, MessageId, ShardId, UserId};
+use fanfare_proto::{ChannelId, ClientMessageId, DeviceId, MessageId, UserId};
 
 /// SHA-256 of a stored frame, or a link of a channel's hash chain.
 pub type Hash = [u8; 32];
@@ -339,16 +339,14 @@ pub struct Undrained {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct OutboxRow(pub u64);
 
-/// One outbox row, as drains take it: what a shard added to one commit.
+/// One outbox row, as drains take it: what one transaction committed, of all shards that were in it.
 #[derive(Clone, Debug)]
 pub struct OutboxBatch {
     /// Its number.
     pub row: OutboxRow,
-    /// Whose.
-    pub shard: ShardId,
     /// When it was committed, Unix milliseconds.
     pub committed_ms: u64,
-    /// The entries with their frames, in commit order.
+    /// The entries with their frames, each shard's in its order.
     pub entries: Vec<Entry>,
     /// Changes of users' lists.
     pub lists: Vec<ListChange>,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fanfare_proto::{ChannelId, MessageId, ShardId, UserId};
+use fanfare_proto::{ChannelId, MessageId, UserId};
 use fanfare_storage::{
     StoreError,
     conformance::Script,
@@ -123,8 +123,8 @@ impl Bench {
         let opened = embedded::open(folder.path(), &options).expect("opened");
         let lease = opened.metadata.take(0).expect("taken");
         let script = Script::new(0, lease.term);
-        let rows = opened.metadata.commit(&[script.create(&[1])], &[]).expect("committed");
-        opened.metadata.forget_drained(&rows).expect("forgotten");
+        let row = opened.metadata.commit(&[script.create(&[1])], &[]).expect("committed");
+        opened.metadata.forget_drained(row.as_slice()).expect("forgotten");
         Self { _folder: folder, opened, script, aborted: Arc::new(AtomicUsize::new(0)) }
     }
 
@@ -147,7 +147,12 @@ impl Bench {
 
     fn commit(&mut self, drains: &Drains) -> OutboxRow {
         let commit = self.script.messages(&[1, 1, 1], "text");
-        let row = self.opened.metadata.commit(std::slice::from_ref(&commit), &[]).expect("committed")[0];
+        let row = self
+            .opened
+            .metadata
+            .commit(std::slice::from_ref(&commit), &[])
+            .expect("committed")
+            .expect("a row");
         drains.offer(Script::batch(&commit, row));
         row
     }
@@ -304,13 +309,7 @@ fn the_log_keeps_commit_order() {
 fn empty_rows_are_drained_at_once() {
     let bench = Bench::new();
     let drains = bench.drains(Fake::new(Mood::Stuck), Bounds::default());
-    let batch = OutboxBatch {
-        row: OutboxRow(99),
-        shard: ShardId(0),
-        committed_ms: 0,
-        entries: vec![],
-        lists: vec![],
-    };
+    let batch = OutboxBatch { row: OutboxRow(99), committed_ms: 0, entries: vec![], lists: vec![] };
     drains.offer(batch);
     assert_eq!(drains.status().rows_behind, 0);
     assert_eq!(drains.take_drained(), [OutboxRow(99)]);

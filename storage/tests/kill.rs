@@ -78,7 +78,7 @@ fn writer_process() {
             listed: round % 3 != 0,
         });
         while drains.wait_for_room(Duration::from_secs(1)) != Room::Yes {}
-        let rows =
+        let row =
             opened.metadata.commit(std::slice::from_ref(&commit), &drains.take_drained()).expect("committed");
         let mut acknowledged = String::new();
         for entry in &commit.entries {
@@ -87,7 +87,7 @@ fn writer_process() {
         }
         out.write_all(acknowledged.as_bytes()).expect("written");
         out.flush().expect("written");
-        drains.offer(Script::batch(&commit, rows[0]));
+        drains.offer(Script::batch(&commit, row.expect("a row")));
     }
     assert!(drains.wait_until_drained(Duration::from_secs(30)));
     drains.stop();

@@ -106,7 +106,6 @@ impl Router {
             FrameType::Send => {
                 let send: wire::Send = frame.decode().unwrap();
                 let Some(wire::send::Content::Message(message)) = send.content else { return };
-                assert!(message.text != POISON, "the poison is taken");
                 let seq = self.deliver(&message.text);
                 let ack = wire::SendAck { outcome: wire::Outcome::Ok.into(), seq, ..Default::default() };
                 self.reply(handle, routed(FrameType::SendAck, class::MESSAGE, 0, 0, channel, number, &ack));
@@ -193,6 +192,14 @@ impl Uplink for Router {
     }
 
     fn reserve(&self, up: &Up) -> bool {
+        if let Up::Frame { frame, .. } = up
+            && frame.frame_type() == FrameType::Send
+        {
+            let send: wire::Send = frame.decode().unwrap();
+            if let Some(wire::send::Content::Message(message)) = send.content {
+                assert!(message.text != POISON, "the poison is taken");
+            }
+        }
         !matches!(up, Up::Frame { .. }) || !self.full.load(Ordering::Relaxed)
     }
 

@@ -80,7 +80,11 @@ impl Faulty {
 }
 
 impl Metadata for Faulty {
-    fn commit(&self, commits: &[ShardCommit], drained: &[OutboxRow]) -> Result<Vec<OutboxRow>, StoreError> {
+    fn commit(
+        &self,
+        commits: &[ShardCommit],
+        drained: &[OutboxRow],
+    ) -> Result<Option<OutboxRow>, StoreError> {
         let mut closed = self.gate.0.lock().unwrap();
         while *closed {
             closed = self.gate.1.wait(closed).unwrap();

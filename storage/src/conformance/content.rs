@@ -164,9 +164,9 @@ pub fn log_is_contiguous(stores: &Stores) {
     assert!(stores.log.read(partition, 0, 10).expect("read").is_empty());
     let entries: Vec<Entry> = (1..=10).map(|seq| entry(5, 1, seq)).collect();
     stores.content.put(&entries).expect("put");
-    stores.log.append(3, &entries[..4]).expect("appended");
-    stores.log.append(3, &[]).expect("nothing to append");
-    stores.log.append(3, &entries[4..]).expect("appended");
+    stores.log.append(&entries[..4]).expect("appended");
+    stores.log.append(&[]).expect("nothing to append");
+    stores.log.append(&entries[4..]).expect("appended");
     stores.log.flush_log().expect("flushed");
     assert_eq!(stores.log.end(partition).expect("read"), 10);
     let records = stores.log.read(partition, 0, 100).expect("read");
@@ -177,13 +177,13 @@ pub fn log_is_contiguous(stores: &Stores) {
     let some = stores.log.read(partition, 7, 2).expect("read");
     assert_eq!(some.iter().map(|record| record.entry.seq).collect::<Vec<_>>(), [8, 9]);
     // A repeated batch stands twice; readers drop it.
-    stores.log.append(3, &entries[8..]).expect("appended");
+    stores.log.append(&entries[8..]).expect("appended");
     assert_eq!(stores.log.end(partition).expect("read"), 12);
     stores.log.truncate(partition, 11).expect("truncated");
     let left = stores.log.read(partition, 0, 100).expect("read");
     assert_eq!(left.iter().map(|record| record.offset).collect::<Vec<_>>(), [11]);
     stores.log.truncate(partition, 100).expect("truncated");
-    stores.log.append(3, &entries[..1]).expect("appended");
+    stores.log.append(&entries[..1]).expect("appended");
     assert_eq!(stores.log.read(partition, 0, 9).expect("read")[0].offset, 12, "offsets never begin again");
 }
 
@@ -225,8 +225,8 @@ pub fn drains_may_repeat(stores: &Stores) {
             listed: round % 2 == 0,
         });
         let row =
-            stores.metadata.commit(std::slice::from_ref(&commit), &drains.take_drained()).expect("committed")
-                [0];
+            stores.metadata.commit(std::slice::from_ref(&commit), &drains.take_drained()).expect("committed");
+        let row = row.expect("a row");
         drains.offer(Script::batch(&commit, row));
         rows.push(row);
         entries.extend(commit.entries);

@@ -115,12 +115,6 @@ impl Script {
 
     /// The outbox row that a commit leaves.
     pub fn batch(commit: &ShardCommit, row: OutboxRow) -> OutboxBatch {
-        OutboxBatch {
-            row,
-            shard: ShardId(commit.shard),
-            committed_ms: 0,
-            entries: commit.entries.clone(),
-            lists: commit.lists.clone(),
-        }
+        OutboxBatch { row, committed_ms: 0, entries: commit.entries.clone(), lists: commit.lists.clone() }
     }
 }

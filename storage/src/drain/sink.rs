@@ -70,14 +70,9 @@ impl Sink {
             }
             Self::Log(log) => {
                 fault::point("before-log-append");
-                // Order matters within a shard only: one call for each, not one for each row.
-                let mut by_shard: Vec<&Arc<OutboxBatch>> = batches.iter().collect();
-                by_shard.sort_by_key(|batch| (batch.shard.0, batch.row));
-                for of_shard in by_shard.chunk_by(|one, other| one.shard == other.shard) {
-                    let entries: Vec<Entry> =
-                        of_shard.iter().flat_map(|batch| batch.entries.iter().cloned()).collect();
-                    log.append(of_shard[0].shard.0, &entries)?;
-                }
+                let entries: Vec<Entry> =
+                    batches.iter().flat_map(|batch| batch.entries.iter().cloned()).collect();
+                log.append(&entries)?;
                 fault::point("after-log-append");
                 log.flush_log()?;
                 fault::point("after-log-flush");

@@ -1,5 +1,7 @@
 //! The statements of the commit path.
 
+use std::collections::HashMap;
+
 use rusqlite::Connection;
 
 use super::{
@@ -27,9 +29,8 @@ macro_rules! channels {
 pub const CHANNEL_BY_ID: &str = channels!("channel = ?");
 pub const CHANNELS_ABOVE: &str = channels!("channel > ? ORDER BY channel LIMIT ?");
 
-/// Writes all of one shard's part but its outbox row.
+/// Writes one shard's part; the outbox row is of all.
 pub fn shard(connection: &Connection, commit: &ShardCommit) -> Result<(), StoreError> {
-    check_term(connection, commit)?;
     for channel in &commit.channels {
         insert_channel(connection, channel)?;
     }
@@ -54,13 +55,12 @@ pub fn shard(connection: &Connection, commit: &ShardCommit) -> Result<(), StoreE
 pub fn outbox_row(
     connection: &Connection,
     number: u64,
-    shard: u16,
     committed_ms: u64,
     body: &[u8],
 ) -> Result<(), StoreError> {
     connection
-        .prepare_cached("INSERT INTO outbox (number, shard, committed_ms, body) VALUES (?, ?, ?, ?)")
-        .and_then(|mut insert| insert.execute((sql(number), shard, sql(committed_ms), body)))
+        .prepare_cached("INSERT INTO outbox (number, committed_ms, body) VALUES (?, ?, ?)")
+        .and_then(|mut insert| insert.execute((sql(number), sql(committed_ms), body)))
         .map(drop)
         .map_err(|error| of_statement(&error))
 }
@@ -78,6 +78,18 @@ pub fn delete_rows(connection: &Connection, rows: &[OutboxRow]) -> Result<(), St
         Ok(())
     };
     delete().map_err(|error| of_statement(&error))
+}
+
+/// Checks the terms of all shards and notes the highest ids they gave: once for a shard, however many parts it has.
+pub fn check_terms(connection: &Connection, commits: &[ShardCommit]) -> Result<(), StoreError> {
+    let mut checked: HashMap<u16, u64> = HashMap::with_capacity(commits.len());
+    // The last part of a shard has the highest id.
+    for commit in commits.iter().rev() {
+        if checked.insert(commit.shard, commit.term) != Some(commit.term) {
+            check_term(connection, commit)?;
+        }
+    }
+    Ok(())
 }
 
 fn check_term(connection: &Connection, commit: &ShardCommit) -> Result<(), StoreError> {

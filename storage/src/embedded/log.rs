@@ -72,21 +72,23 @@ impl Log for FjallStore {
         self.partitions_open()
     }
 
-    fn append(&self, shard: u16, entries: &[Entry]) -> Result<(), StoreError> {
-        let partition = self.partition_of(shard);
+    fn append(&self, entries: &[Entry]) -> Result<(), StoreError> {
         let mut ends = self.ends.lock();
-        let end = &mut ends.0[usize::from(partition)];
         for entries in entries.chunks(BATCH_RECORDS) {
+            let mut next = ends.0.clone();
             self.write(|keyspaces| {
                 let mut batch = keyspaces.database.batch();
-                for (entry, offset) in entries.iter().zip(*end..) {
+                for entry in entries {
+                    let partition = self.partition_of(entry.channel.shard().0);
+                    let offset = &mut next[usize::from(partition)];
                     let mut row = Vec::with_capacity(ENTRY_BYTES);
                     record::put_entry(&mut row, entry);
-                    batch.insert(&keyspaces.log, key(partition, offset), row);
+                    batch.insert(&keyspaces.log, key(partition, *offset), row);
+                    *offset += 1;
                 }
                 batch.commit()
             })?;
-            *end += entries.len() as u64;
+            ends.0 = next;
         }
         Ok(())
     }

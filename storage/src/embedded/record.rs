@@ -6,7 +6,7 @@ use fanfare_proto::{ChannelId, MessageId, UserId};
 use crate::{
     error::StoreError,
     hash,
-    model::{Entry, EntryKind, ListChange},
+    model::{Entry, EntryKind, ListChange, ShardCommit},
 };
 
 /// Bytes of one entry's metadata.
@@ -60,27 +60,31 @@ pub fn get_entry(mut bytes: &[u8], frame: Bytes) -> Result<Entry, StoreError> {
     Ok(Entry { message_id, channel, epoch, seq, ordinal, kind, sender, client_id, target, hash, frame })
 }
 
-/// An outbox row's body: head, directory of entries, list changes, a checksum over all these, then the frames.
+/// An outbox row's body: head, directory of entries, list changes, a checksum over all these, then the frames. Of all shards
+/// of a transaction.
 ///
 /// # Errors
-/// `Damaged` where a commit is too large to be described (4 GiB).
-pub fn encode_outbox(out: &mut Vec<u8>, entries: &[Entry], lists: &[ListChange]) -> Result<(), StoreError> {
+/// `Damaged` where a transaction is too large to be described (4 GiB).
+pub fn encode_outbox(out: &mut Vec<u8>, commits: &[ShardCommit]) -> Result<(), StoreError> {
     let too_large = |_| StoreError::Damaged("an outbox row above 4 GiB".to_owned());
-    let directory = HEAD_BYTES + entries.len() * DIRECTORY_BYTES + lists.len() * LIST_BYTES + SUM_BYTES;
-    let frames: usize = entries.iter().map(|entry| entry.frame.len()).sum();
+    let entries = || commits.iter().flat_map(|commit| &commit.entries);
+    let lists = || commits.iter().flat_map(|commit| &commit.lists);
+    let (entry_count, list_count) = (entries().count(), lists().count());
+    let directory = HEAD_BYTES + entry_count * DIRECTORY_BYTES + list_count * LIST_BYTES + SUM_BYTES;
+    let frames: usize = entries().map(|entry| entry.frame.len()).sum();
     out.clear();
     out.reserve(directory + frames);
     out.put_u8(FORMAT);
-    out.put_u32(u32::try_from(entries.len()).map_err(too_large)?);
-    out.put_u32(u32::try_from(lists.len()).map_err(too_large)?);
+    out.put_u32(u32::try_from(entry_count).map_err(too_large)?);
+    out.put_u32(u32::try_from(list_count).map_err(too_large)?);
     let mut offset = 0_usize;
-    for entry in entries {
+    for entry in entries() {
         put_entry(out, entry);
         out.put_u32(u32::try_from(offset).map_err(too_large)?);
         out.put_u32(u32::try_from(entry.frame.len()).map_err(too_large)?);
         offset += entry.frame.len();
     }
-    for change in lists {
+    for change in lists() {
         out.put_u64(change.user.0);
         out.put_u64(change.channel.0);
         out.put_u64(change.seq);
@@ -88,7 +92,7 @@ pub fn encode_outbox(out: &mut Vec<u8>, entries: &[Entry], lists: &[ListChange])
     }
     let sum = hash::frame(out);
     out.put_slice(&sum[..SUM_BYTES]);
-    for entry in entries {
+    for entry in entries() {
         out.put_slice(&entry.frame);
     }
     Ok(())
@@ -164,7 +168,9 @@ mod tests {
     fn body() -> Vec<u8> {
         let list = ListChange { user: UserId(1), channel: ChannelId(9), seq: 2, listed: true };
         let mut out = Vec::new();
-        encode_outbox(&mut out, &[entry(1), entry(2)], &[list]).expect("small");
+        let one = ShardCommit { entries: vec![entry(1)], ..Default::default() };
+        let other = ShardCommit { entries: vec![entry(2)], lists: vec![list], ..Default::default() };
+        encode_outbox(&mut out, &[one, other]).expect("small");
         out
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fanfare_proto::{ChannelId, DeviceId, MessageId, ShardId, UserId};
+use fanfare_proto::{ChannelId, DeviceId, MessageId, UserId};
 use parking_lot::Mutex;
 use rusqlite::{OptionalExtension, Row};
 
@@ -36,6 +36,7 @@ const META_MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/meta/0002.sql"),
     include_str!("../../migrations/meta/0003-accounts.sql"),
     include_str!("../../migrations/meta/0004-rights.sql"),
+    include_str!("../../migrations/meta/0005-outbox.sql"),
 ];
 const CURSORS_MIGRATIONS: &[&str] = &[include_str!("../../migrations/cursors/0001.sql")];
 
@@ -164,22 +165,30 @@ fn now_ms() -> u64 {
 }
 
 impl Metadata for SqliteMetadata {
-    fn commit(&self, commits: &[ShardCommit], drained: &[OutboxRow]) -> Result<Vec<OutboxRow>, StoreError> {
+    fn commit(
+        &self,
+        commits: &[ShardCommit],
+        drained: &[OutboxRow],
+    ) -> Result<Option<OutboxRow>, StoreError> {
         fault::point("before-commit");
         let mut outbox = self.outbox.lock();
         let OutboxState { next, body } = &mut *outbox;
-        let first = *next;
-        // Numbers are used up whatever the outcome: a commit that is not known may have stored its rows.
-        *next = first + commits.len() as u64;
+        let number = *next;
+        // Used up whatever the outcome: a commit that is not known may have stored its row.
+        *next += 1;
         let committed_ms = now_ms();
         let mut bytes = 0;
         self.meta.write(|connection| {
             commit::delete_rows(connection, drained)?;
-            for (commit, number) in commits.iter().zip(first..) {
+            commit::check_terms(connection, commits)?;
+            for commit in commits {
                 commit::shard(connection, commit)?;
-                record::encode_outbox(body, &commit.entries, &commit.lists)?;
-                commit::outbox_row(connection, number, commit.shard, committed_ms, body)?;
-                bytes += body.len() + commit.entries.len() * commit::ENTRY_ROW_BYTES;
+                bytes += commit.entries.len() * commit::ENTRY_ROW_BYTES;
+            }
+            if !commits.is_empty() {
+                record::encode_outbox(body, commits)?;
+                commit::outbox_row(connection, number, committed_ms, body)?;
+                bytes += body.len();
             }
             Ok(())
         })?;
@@ -189,7 +198,7 @@ impl Metadata for SqliteMetadata {
         drop(outbox);
         fault::point("after-commit");
         self.written(bytes);
-        Ok((first..).take(commits.len()).map(OutboxRow).collect())
+        Ok((!commits.is_empty()).then_some(OutboxRow(number)))
     }
 
     fn forget_drained(&self, drained: &[OutboxRow]) -> Result<(), StoreError> {
@@ -206,23 +215,17 @@ impl Metadata for SqliteMetadata {
     fn outbox(&self) -> Result<Vec<OutboxBatch>, StoreError> {
         let rows = self.meta.read(|connection| {
             connection
-                .prepare_cached("SELECT number, shard, committed_ms, body FROM outbox ORDER BY number")?
+                .prepare_cached("SELECT number, committed_ms, body FROM outbox ORDER BY number")?
                 .query_map([], |row| {
-                    let body: Vec<u8> = row.get(3)?;
-                    Ok((unsigned(row, 0)?, row.get::<_, u16>(1)?, unsigned(row, 2)?, Bytes::from(body)))
+                    let body: Vec<u8> = row.get(2)?;
+                    Ok((unsigned(row, 0)?, unsigned(row, 1)?, Bytes::from(body)))
                 })?
                 .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         let mut batches = Vec::with_capacity(rows.len());
-        for (number, shard, committed_ms, body) in rows {
+        for (number, committed_ms, body) in rows {
             let (entries, lists) = record::decode_outbox(&body)?;
-            batches.push(OutboxBatch {
-                row: OutboxRow(number),
-                shard: ShardId(shard),
-                committed_ms,
-                entries,
-                lists,
-            });
+            batches.push(OutboxBatch { row: OutboxRow(number), committed_ms, entries, lists });
         }
         Ok(batches)
     }
