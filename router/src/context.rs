@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use fanfare_proto::{ChannelId, UserId};
 use fanfare_storage::{
     content::Content, content::Lists, hash::ClientIdKey, metadata::Metadata, model::OutboxRow,
 };
@@ -215,16 +214,6 @@ impl Context {
     /// A shard's place among those of its worker.
     pub fn place_of(&self, shard: u16) -> usize {
         usize::from(shard) / self.workers
-    }
-
-    /// To the owner of a channel.
-    pub fn post_channel(&self, channel: ChannelId, touch: crate::event::Touch) {
-        self.post(self.shard_of(channel.shard()), Event::Touch(channel, touch));
-    }
-
-    /// To the owner of a user.
-    pub fn post_user(&self, user: UserId, word: crate::event::Word) {
-        self.post(self.shard_of(user.shard()), Event::Word(user, word));
     }
 
     /// Runs `read` on a thread that may block, beside at most `readers - 1` others; what it returns goes to the shard.

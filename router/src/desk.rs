@@ -10,9 +10,14 @@ use fanfare_proto::{ChannelId, UserId, ids::IdSource};
 use fanfare_storage::model::{Entry, OutboxRow};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
-use crate::{context::Context, gateways::Gateways};
+use crate::{
+    context::Context,
+    event::{Event, Touch, Word},
+    gateways::Gateways,
+    out::Action,
+};
 
 /// What a timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -56,7 +61,7 @@ impl Desk {
     /// Of a shard, with the entries that were found in the outbox.
     pub fn new(context: Arc<Context>, shard: u16, term: u64, ids: IdSource) -> Self {
         Self {
-            gateways: Gateways::new(shard),
+            gateways: Gateways::new(),
             context,
             shard,
             term,
@@ -66,6 +71,26 @@ impl Desk {
             dirty: Vec::new(),
             due: BinaryHeap::new(),
         }
+    }
+
+    /// To a shard, behind what this one has given before.
+    pub fn post(&self, shard: u16, event: Event) {
+        self.gateways.out.push(Action::Post(shard, event));
+    }
+
+    /// To the owner of a channel.
+    pub fn post_channel(&self, channel: ChannelId, touch: Touch) {
+        self.post(self.context.shard_of(channel.shard()), Event::Touch(channel, touch));
+    }
+
+    /// To the owner of a user.
+    pub fn post_user(&self, user: UserId, word: Word) {
+        self.post(self.context.shard_of(user.shard()), Event::Word(user, word));
+    }
+
+    /// Answers the server's own people, behind what was given before.
+    pub fn answer<T: Send + 'static>(&self, reply: oneshot::Sender<T>, value: T) {
+        self.gateways.out.push(Action::Answer(Box::new(move || drop(reply.send(value)))));
     }
 
     /// Notes a committed entry until its row is drained.

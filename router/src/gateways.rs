@@ -10,10 +10,7 @@ use fanfare_proto::{
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 
-/// Places for what is for a gateway that a shard keeps for its next pass.
-const DOWNS_KEPT: usize = 4;
-/// Gateways whose places a worker keeps.
-const LINKS_KEPT: usize = 64;
+use crate::out::{Action, Out};
 
 /// One gateway.
 struct Link {
@@ -23,74 +20,27 @@ struct Link {
     /// Channels with a `behind` mark there, each once.
     behind: VecDeque<ChannelId>,
     waiting: HashSet<ChannelId, RandomState>,
-    /// For it, from this pass.
-    downs: Vec<Down>,
-}
-
-/// What the shards of a worker have for gateways, until the end of its pass.
-#[derive(Default)]
-pub struct Outbox {
-    links: Vec<(GatewayId, Arc<dyn Downlink>, Vec<(u16, Down)>)>,
-}
-
-impl Outbox {
-    fn add(&mut self, gateway: GatewayId, owner: u16, link: &mut Link) {
-        let known = self
-            .links
-            .iter()
-            .position(|(id, downlink, _)| *id == gateway && Arc::ptr_eq(downlink, &link.downlink));
-        let at = known.unwrap_or_else(|| {
-            self.links.push((gateway, Arc::clone(&link.downlink), Vec::new()));
-            self.links.len() - 1
-        });
-        self.links[at].2.extend(link.downs.drain(..).map(|down| (owner, down)));
-        if link.downs.capacity() > DOWNS_KEPT {
-            link.downs = Vec::new();
-        }
-    }
-
-    /// Hands everything over: what one shard gave in the order it gave it.
-    pub fn send(&mut self) {
-        for (_, downlink, downs) in &mut self.links {
-            if !downs.is_empty() {
-                downlink.send_all(downs);
-                downs.clear();
-            }
-        }
-        // A gateway that came again has another downlink.
-        if self.links.len() > LINKS_KEPT {
-            self.links.clear();
-        }
-    }
 }
 
 /// See the module.
 pub struct Gateways {
-    owner: u16,
     links: HashMap<GatewayId, Link, RandomState>,
+    /// What this pass has for them, and for others.
+    pub out: Out,
 }
 
 impl Gateways {
-    /// None yet, for the shard of that number.
-    pub fn new(owner: u16) -> Self {
-        Self { owner, links: HashMap::default() }
+    /// None yet.
+    pub fn new() -> Self {
+        Self { links: HashMap::default(), out: Out::default() }
     }
 
     /// A gateway came (again): full credit, nothing behind.
     pub fn attach(&mut self, gateway: GatewayId, downlink: Arc<dyn Downlink>) {
         let credit = i64::from(CREDIT_BYTES);
         let (behind, waiting) = (VecDeque::new(), HashSet::default());
-        let link = Link { downlink, credit, behind, waiting, downs: Vec::new() };
+        let link = Link { downlink, credit, behind, waiting };
         self.links.insert(gateway, link);
-    }
-
-    /// Gives what this pass has for gateways.
-    pub fn hand_out(&mut self, outbox: &mut Outbox) {
-        for (gateway, link) in &mut self.links {
-            if !link.downs.is_empty() {
-                outbox.add(*gateway, self.owner, link);
-            }
-        }
     }
 
     /// A gateway is gone.
@@ -101,7 +51,7 @@ impl Gateways {
     fn send(&mut self, gateway: GatewayId, down: Down) {
         if let Some(link) = self.links.get_mut(&gateway) {
             link.credit -= i64::from(down.charge_bytes());
-            link.downs.push(down);
+            self.out.push(Action::Down(Arc::clone(&link.downlink), down));
         }
     }
 

@@ -21,6 +21,7 @@ mod marks;
 mod members;
 mod meter;
 mod opens;
+mod out;
 mod page;
 mod repeats;
 mod send;

@@ -20,6 +20,7 @@ use hashbrown::HashMap;
 use crate::{
     channel::{Channel, Draft, Effect},
     context::Context,
+    desk::Desk,
     event::{Block, Event, OpenAsk, OpenFound, OpenTarget, Touch},
     frames,
     load::{blocks_of, code_of},
@@ -375,7 +376,7 @@ impl Shard {
         if let Some(origin) = ask.origin {
             self.touch(channel, Touch::Opened(origin, ask.request));
         }
-        answer_people(&ask, Ok(channel));
+        answer_people(&self.desk, &ask, Ok(channel));
     }
 
     fn refuse_open(&mut self, ask: &OpenAsk, code: Code) {
@@ -383,15 +384,15 @@ impl Shard {
             let frame = frames::refused(FrameType::Open, ChannelId(0), ask.request, code);
             self.desk.gateways.reply(origin, frame);
         }
-        answer_people(ask, Err(code));
+        answer_people(&self.desk, ask, Err(code));
     }
 }
 
-fn answer_people(ask: &OpenAsk, answer: Result<ChannelId, Code>) {
+fn answer_people(desk: &Desk, ask: &OpenAsk, answer: Result<ChannelId, Code>) {
     if let Some(reply) = &ask.reply
         && let Some(reply) = reply.lock().unwrap_or_else(PoisonError::into_inner).take()
     {
-        let _ = reply.send(answer);
+        desk.answer(reply, answer);
     }
 }
 

@@ -16,10 +16,9 @@ use crate::{
     committer::{BYTES_PER_COMMIT_MAX, ENTRIES_PER_COMMIT_MAX, Unit},
     desk::{Desk, Due},
     event::{AdminAsk, Event, Touch, UnitOutcome, Word, Written},
-    frames,
-    gateways::Outbox,
-    load, opens,
+    frames, load, opens,
     opens::Opens,
+    out::Out,
     send,
     user::{OpenSession, User},
 };
@@ -108,9 +107,9 @@ impl Shard {
         self.stopping && self.is_quiet()
     }
 
-    /// Gives what is for gateways.
-    pub fn hand_out(&mut self, outbox: &mut Outbox) {
-        self.desk.gateways.hand_out(outbox);
+    /// What it has for others.
+    pub fn out(&self) -> &Out {
+        &self.desk.gateways.out
     }
 
     /// One event.
@@ -317,10 +316,12 @@ impl Shard {
             UserTouch::Close(origin) => user.close(&mut self.desk, &origin),
             UserTouch::Channels(reply) => drop(reply.send(user.channels().collect())),
             UserTouch::DeviceRevoked(device, generation, reply) => {
-                let _ = reply.send(user.revoked(&mut self.desk, device, generation));
+                let ended = user.revoked(&mut self.desk, device, generation);
+                self.desk.answer(reply, ended);
             }
             UserTouch::Revoked(row, code, reply) => {
-                let _ = reply.send(user.row_changed(&mut self.desk, row, code));
+                let devices = user.row_changed(&mut self.desk, row, code);
+                self.desk.answer(reply, devices);
             }
             UserTouch::Open(open) if user.has_device(open.origin.device) => user.open(&mut self.desk, open),
             UserTouch::Open(open) => {
@@ -547,7 +548,7 @@ impl Shard {
     }
 
     /// The last writes: cursors and positions.
-    pub fn flush(mut self) {
+    pub fn flush(&mut self) {
         for slot in self.users.values_mut() {
             if let UserSlot::Ready(user) = slot {
                 user.write_positions(&mut self.desk);
@@ -579,7 +580,7 @@ impl Shard {
                     Some(UserSlot::Ready(user)) => user.kick(&mut self.desk, device, code),
                     _ => 0,
                 };
-                let _ = reply.send(kicked);
+                self.desk.answer(reply, kicked);
             }
             AdminAsk::Revoked(user, device, generation, reply) => {
                 self.touch_known_user(user, UserTouch::DeviceRevoked(device, generation, reply));
@@ -652,13 +653,13 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         }
         Touch::Head { origin, sync } => {
             let head = if code == Code::NOT_A_MEMBER { Ok(None) } else { Err(code) };
-            desk.context.post_user(origin.user, Word::Head { origin, sync, channel, head });
+            desk.post_user(origin.user, Word::Head { origin, sync, channel, head });
         }
         Touch::Subscribe(subscribe) => {
             if let crate::event::Cause::Sync { sync, .. } = subscribe.cause {
                 let origin = subscribe.origin;
                 let word = Word::Subscribed { origin, sync, channel, served: served(code) };
-                desk.context.post_user(origin.user, word);
+                desk.post_user(origin.user, word);
             }
         }
         Touch::Opened(origin, request) => {

@@ -129,7 +129,7 @@ impl User {
                 is_explicit: false,
                 cause: Cause::Joined(change.seq),
             };
-            desk.context.post_channel(change.channel, Touch::Subscribe(subscribe));
+            desk.post_channel(change.channel, Touch::Subscribe(subscribe));
         }
     }
 
@@ -258,7 +258,7 @@ impl User {
         let session = self.sessions.swap_remove(place);
         if session.follows {
             for channel in &self.channels {
-                desk.context.post_channel(*channel, Touch::Unsubscribe(session.origin));
+                desk.post_channel(*channel, Touch::Unsubscribe(session.origin));
             }
         }
         if let Some(device) = self.devices.get_mut(&origin.device) {
@@ -398,7 +398,7 @@ impl User {
                 })
                 .collect();
             for position in &positions {
-                desk.context.post_channel(position.channel, Touch::Delivered(user, position.seq));
+                desk.post_channel(position.channel, Touch::Delivered(user, position.seq));
             }
             let row = Device { acks_confirmed: open.acks, ..open.row.clone() };
             let then = Some((desk.shard, Written::Device(user, *device, open.acks)));

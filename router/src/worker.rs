@@ -18,7 +18,7 @@ use crate::{
     committer::Unit,
     context::Context,
     event::Event,
-    gateways::Outbox,
+    out::Pass,
     shard::{SWEEP_EVERY, Shard},
     uplink::is_bounded,
 };
@@ -55,7 +55,7 @@ pub struct Worker {
     /// Places with an event in this pass.
     touched: Vec<usize>,
     units: Vec<Unit>,
-    outbox: Outbox,
+    pass: Pass,
     next_due: Instant,
 }
 
@@ -76,17 +76,10 @@ impl Worker {
         // Not all at the same moment: a sweep looks at all that a shard holds.
         for (turn, place) in (0u32..).zip(&mut places) {
             if let Some(shard) = &mut place.shard {
-                shard.sweep_at(now + SWEEP_EVERY * turn / count);
+                shard.sweep_at(now + SWEEP_EVERY + SWEEP_EVERY * turn / count);
             }
         }
-        Self {
-            context,
-            places,
-            touched: Vec::new(),
-            units: Vec::new(),
-            outbox: Outbox::default(),
-            next_due: now,
-        }
+        Self { context, places, touched: Vec::new(), units: Vec::new(), pass: Pass::default(), next_due: now }
     }
 
     /// Runs until all shards were told to stop and nothing is in flight.
@@ -165,22 +158,23 @@ impl Worker {
             {
                 inbox.permits.add_permits(permits);
             }
-            let (units, outbox) = (&mut self.units, &mut self.outbox);
-            guarded(place, |shard| {
-                shard.sequence(units);
-                shard.hand_out(outbox);
-            });
+            let (number, units) = (place.number, &mut self.units);
+            guarded(place, |shard| shard.sequence(units));
+            if let Some(shard) = &place.shard {
+                self.pass.add(number, shard.out());
+            }
             if place.shard.as_ref().is_some_and(Shard::is_done)
-                && let Some(shard) = place.shard.take()
+                && let Some(mut shard) = place.shard.take()
             {
                 shard.flush();
+                self.pass.add(place.number, shard.out());
             }
             if let Some(shard) = &place.shard {
                 self.next_due = self.next_due.min(shard.next_due());
             }
         }
         self.context.commits.push(&mut self.units);
-        self.outbox.send();
+        self.pass.hand_on(&self.context);
     }
 }
 

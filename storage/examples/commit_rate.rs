@@ -107,7 +107,7 @@ fn run(folder: &std::path::Path, per_commit: u64, drained: bool) -> Result<(), S
         commits += 1;
         if drained {
             drains.offer(OutboxBatch {
-                row: row.ok_or("nothing was committed")?,
+                row: row.ok_or_else(|| StoreError::Damaged("nothing was committed".to_owned()))?,
                 committed_ms: 0,
                 entries: commit.entries,
                 lists: commit.lists,

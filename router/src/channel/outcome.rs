@@ -261,7 +261,7 @@ impl Channel {
         };
         let frames = frames::channel(0, &state);
         for (shard, users) in by_shard {
-            desk.context.post(shard, Event::Tell(users, frames.clone()));
+            desk.post(shard, Event::Tell(users, frames.clone()));
         }
     }
 
@@ -272,7 +272,7 @@ impl Channel {
             by_shard.entry(desk.context.shard_of(user.shard())).or_default().push((change, row));
         }
         for (shard, changes) in by_shard {
-            desk.context.post(shard, Event::Listed(changes));
+            desk.post(shard, Event::Listed(changes));
         }
     }
 

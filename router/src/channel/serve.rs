@@ -39,7 +39,7 @@ impl Channel {
     pub(super) fn tell_head(&self, desk: &Desk, origin: Origin, sync: u64) {
         let is_member = self.members.get(origin.user).is_some() && !self.is_opening();
         let head = Ok(is_member.then(|| self.head_id()));
-        desk.context.post_user(origin.user, Word::Head { origin, sync, channel: self.id(), head });
+        desk.post_user(origin.user, Word::Head { origin, sync, channel: self.id(), head });
     }
 
     /// Serves a session from its position on: first the state, then what is missing, then the live frames, all in one order.
@@ -50,8 +50,7 @@ impl Channel {
             let saved_early = mutant::is("cursor-saved-before-push");
             let served =
                 Ok(served.map(|seq| (self.row.epoch, if saved_early { self.row.head } else { seq })));
-            desk.context
-                .post_user(origin.user, Word::Subscribed { origin, sync, channel: self.id(), served });
+            desk.post_user(origin.user, Word::Subscribed { origin, sync, channel: self.id(), served });
         }
     }
 

@@ -80,7 +80,7 @@ impl User {
             budget: Arc::new(AtomicUsize::new(SYNC_FILL_BYTES_MAX)),
         });
         for channel in &channels {
-            desk.context.post_channel(*channel, Touch::Head { origin: *origin, sync: id });
+            desk.post_channel(*channel, Touch::Head { origin: *origin, sync: id });
         }
         if channels.is_empty() {
             self.go_on(desk, origin);
@@ -148,7 +148,7 @@ impl User {
             };
             syncing.waiting += 1;
             syncing.served += 1;
-            desk.context.post_channel(channel, Touch::Subscribe(subscribe));
+            desk.post_channel(channel, Touch::Subscribe(subscribe));
         }
         if syncing.waiting > 0 {
             return;
