@@ -27,6 +27,7 @@ mod resume;
 mod shared;
 mod telemetry;
 mod tls;
+mod tls_stream;
 mod token;
 mod wire;
 
