@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod connection_id;
 mod credit;
+mod datagrams;
 mod error;
 mod gather;
 mod handshake;
