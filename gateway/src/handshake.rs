@@ -18,7 +18,6 @@ use tokio::{
     net::TcpStream,
     time::Instant,
 };
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     admission::{AddressPermit, HandshakePermit},
@@ -27,6 +26,7 @@ use crate::{
     outgoing::{Chunk, Kind},
     shared::Shared,
     tls,
+    tls_stream::TlsStream,
     wire::Wire,
 };
 
@@ -187,11 +187,7 @@ async fn ask(shared: &Shared, stream: std::net::TcpStream) -> io::Result<Option<
     }
     let mut wire = match &shared.tls {
         Some(tls) if tls::is_handshake(first[0]) => {
-            let acceptor = TlsAcceptor::from(tls.tcp.clone());
-            let limit = |session: &mut rustls::ServerConnection| {
-                session.set_buffer_limit(Some(tls::TLS_BUFFER_BYTES_MAX));
-            };
-            Wire::Tls(Box::new(acceptor.accept_with(stream, limit).await?))
+            Wire::Tls(TlsStream::accept(stream, tls.tcp.clone()).await?)
         }
         _ if shared.plain || is_local => Wire::Plain(stream),
         _ => {

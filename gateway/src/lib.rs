@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod connection_id;
 mod credit;
+mod datagrams;
 mod error;
 mod gather;
 mod handshake;
@@ -27,6 +28,7 @@ mod resume;
 mod shared;
 mod telemetry;
 mod tls;
+mod tls_stream;
 mod token;
 mod wire;
 

@@ -20,9 +20,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use crate::{config::TlsSource, error::GatewayError};
 
-/// What rustls may keep of what the peer does not read, in bytes.
-pub(crate) const TLS_BUFFER_BYTES_MAX: usize = 16 * 1024;
-
 /// The certificate as it is now, and both TLS configurations around it.
 #[derive(Debug)]
 pub(crate) struct Tls {

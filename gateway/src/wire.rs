@@ -10,13 +10,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::server::TlsStream;
+
+use crate::tls_stream::TlsStream;
 
 /// See the module's page.
 #[derive(Debug)]
 pub(crate) enum Wire {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 impl Wire {
@@ -28,7 +29,7 @@ impl Wire {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(stream) => poll_plain(stream, cx, |stream| stream.try_write_vectored(slices)),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => stream.poll_write_slices(cx, slices),
         }
     }
 
@@ -42,7 +43,7 @@ impl Wire {
 }
 
 /// Beside tokio's cooperative budget: a flush pass writes to thousands of sockets in one poll.
-fn poll_plain(
+pub(crate) fn poll_plain(
     stream: &mut TcpStream,
     cx: &mut Context<'_>,
     write: impl Fn(&TcpStream) -> io::Result<usize>,

@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tokio_rustls::client::TlsStream;
 
 /// What the server said last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,20 +49,36 @@ pub async fn connect(address: SocketAddr) -> Client<TcpStream> {
     upgrade(stream, address).await
 }
 
-pub async fn connect_tls(
-    address: SocketAddr,
+/// What a client must trust to connect.
+pub fn tls_config(
     certificate: &CertificateDer<'static>,
-) -> Client<impl AsyncRead + AsyncWrite + Unpin> {
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(address).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        .with_no_client_auth()
+}
+
+pub async fn connect_tls(
+    address: SocketAddr,
+    certificate: &CertificateDer<'static>,
+) -> Client<TlsStream<TcpStream>> {
+    let config = Arc::new(tls_config(certificate, rustls::DEFAULT_VERSIONS));
+    connect_tls_over(TcpStream::connect(address).await.unwrap(), config, address).await
+}
+
+/// TLS and the upgrade over any stream.
+pub async fn connect_tls_over<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    config: Arc<rustls::ClientConfig>,
+    address: SocketAddr,
+) -> Client<TlsStream<S>> {
+    let connector = tokio_rustls::TlsConnector::from(config);
     let name = ServerName::try_from("localhost").unwrap();
     upgrade(connector.connect(name, stream).await.unwrap(), address).await
 }
@@ -70,6 +87,7 @@ async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, address: Sock
     let address = address.to_string();
     let request = request(&address);
     stream.write_all(&request.encode().unwrap()).await.unwrap();
+    stream.flush().await.unwrap();
     let mut head = Vec::new();
     loop {
         assert!(stream.read_buf(&mut head).await.unwrap() > 0, "refused: {}", String::from_utf8_lossy(&head));
@@ -96,6 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Any bytes; a server that has hung up already is no fault.
     pub async fn raw(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
+        let _ = self.stream.flush().await;
     }
 
     pub async fn said(&mut self) -> Said {
