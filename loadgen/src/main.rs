@@ -60,6 +60,9 @@ enum Verb {
     /// The floor of `accept`: started by it.
     #[command(hide = true)]
     FloorAccept(measure::accept::floor::FloorAccept),
+    /// The subscribers of `fanout`'s peer: started by it.
+    #[command(hide = true)]
+    PeerCrowd(measure::peer::crowd::PeerCrowd),
     /// The floor of `sends`: started by it.
     #[command(hide = true)]
     FloorStore(measure::sends::floor::FloorStore),
@@ -192,6 +195,7 @@ fn main() -> ExitCode {
         Verb::Sends(arguments) => measure::sends(&arguments),
         Verb::Leak(arguments) => measure::leak(&arguments),
         Verb::Storm(arguments) => measure::storm(&arguments),
+        Verb::PeerCrowd(arguments) => measure::peer::crowd::run(&arguments).map(|()| 0),
         Verb::FloorStore(arguments) => measure::sends::floor::run(&arguments).map(|()| 0),
         Verb::FloorSend { sockets, quic } => measure::floor::send(sockets, quic).map(|()| 0),
         Verb::FloorRead { address, sockets, quic } => {

@@ -14,6 +14,7 @@ pub mod leak;
 mod ledger;
 mod machine;
 pub mod pairs;
+pub mod peer;
 mod population;
 pub mod report;
 pub mod sends;
