@@ -55,6 +55,10 @@ mutants:
 bench *ARGS:
     cargo bench -p fanfare-benches {{ARGS}}
 
+# Every measurement that has a bar, as one table; `just bars --list` names the rows, `just bars sends storm` runs some of them.
+bars *ARGS:
+    loadgen/bars {{ARGS}}
+
 # Every command that a document shows, run as its page shows it.
 documents:
     tests/documents/run

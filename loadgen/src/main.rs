@@ -37,6 +37,9 @@ enum Verb {
     Fanout(measure::fanout::Fanout),
     Pairs(measure::pairs::Pairs),
     Accept(measure::accept::Accept),
+    Sends(measure::sends::Sends),
+    Storm(measure::storm::Storm),
+    Leak(measure::leak::Leak),
     /// The loop of the floor of `pairs`: started by it.
     #[command(hide = true)]
     FloorRelay {
@@ -57,6 +60,12 @@ enum Verb {
     /// The floor of `accept`: started by it.
     #[command(hide = true)]
     FloorAccept(measure::accept::floor::FloorAccept),
+    /// The subscribers of `fanout`'s peer: started by it.
+    #[command(hide = true)]
+    PeerCrowd(measure::peer::crowd::PeerCrowd),
+    /// The floor of `sends`: started by it.
+    #[command(hide = true)]
+    FloorStore(measure::sends::floor::FloorStore),
     /// The loop of `fanout`'s floor: started by it.
     #[command(hide = true)]
     FloorSend {
@@ -183,6 +192,11 @@ fn main() -> ExitCode {
         Verb::FloorUsers { address, pairs } => measure::pairs::floor::users(address, pairs).map(|()| 0),
         Verb::Accept(arguments) => measure::accept(&arguments),
         Verb::FloorAccept(arguments) => measure::accept::floor::run(&arguments).map(|()| 0),
+        Verb::Sends(arguments) => measure::sends(&arguments),
+        Verb::Leak(arguments) => measure::leak(&arguments),
+        Verb::Storm(arguments) => measure::storm(&arguments),
+        Verb::PeerCrowd(arguments) => measure::peer::crowd::run(&arguments).map(|()| 0),
+        Verb::FloorStore(arguments) => measure::sends::floor::run(&arguments).map(|()| 0),
         Verb::FloorSend { sockets, quic } => measure::floor::send(sockets, quic).map(|()| 0),
         Verb::FloorRead { address, sockets, quic } => {
             measure::floor::read(address, sockets, quic).map(|()| 0)

@@ -10,13 +10,17 @@ mod crowd;
 pub mod fanout;
 pub mod floor;
 pub mod idle;
+pub mod leak;
 mod ledger;
 mod machine;
 pub mod pairs;
+pub mod peer;
 mod population;
 pub mod report;
+pub mod sends;
 mod server;
 mod statistics;
+pub mod storm;
 mod udp;
 
 use std::future::Future;
@@ -58,4 +62,19 @@ pub fn accept(arguments: &accept::Accept) -> Result<u8> {
 /// `loadgen pairs`.
 pub fn pairs(arguments: &pairs::Pairs) -> Result<u8> {
     on_load(&arguments.options, |cores| async move { pairs::run(arguments, &cores).await })
+}
+
+/// `loadgen sends`.
+pub fn sends(arguments: &sends::Sends) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { sends::run(arguments, &cores).await })
+}
+
+/// `loadgen storm`.
+pub fn storm(arguments: &storm::Storm) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { storm::run(arguments, &cores).await })
+}
+
+/// `loadgen leak`.
+pub fn leak(arguments: &leak::Leak) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { leak::run(arguments, &cores).await })
 }

@@ -70,7 +70,7 @@ pub fn build(package: &str, file: &str) -> Result<PathBuf> {
 
 /// A free port below those that the kernel gives to outgoing connections: while the server is down, a client that tries again could
 /// else be given its very port, connect to itself, and keep the server from coming back.
-fn free_port() -> Result<SocketAddr> {
+pub fn free_port() -> Result<SocketAddr> {
     const PORTS: std::ops::Range<u16> = 12_000..32_000;
     let now = std::time::UNIX_EPOCH.elapsed()?.subsec_nanos() ^ std::process::id().rotate_left(16);
     let first = now % u32::from(PORTS.end - PORTS.start);
@@ -172,6 +172,11 @@ impl ServerProcess {
         } else {
             format!("; nothing could be kept in {}", folder.display())
         }
+    }
+
+    /// Where its log is.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// The last lines of its log.

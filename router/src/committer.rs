@@ -10,7 +10,7 @@ use std::{
 
 use fanfare_proto::Code;
 use fanfare_storage::{
-    StoreError,
+    SLOW, StoreError,
     drain::{Drains, Room},
     model::{OutboxBatch, OutboxRow, ShardCommit},
 };
@@ -199,6 +199,16 @@ impl Committer {
                 }
                 Room::Behind => {}
             }
+        }
+        if since.elapsed() >= SLOW {
+            let (took_ms, status) = (since.elapsed().as_millis() as u64, self.drains.status());
+            tracing::info!(
+                took_ms,
+                entries_behind = status.entries_behind,
+                oldest_age_ms = status.oldest_age_ms,
+                failing = ?status.failing,
+                "slow drains: a commit waited for them"
+            );
         }
         let entries = batch.entries();
         let drained = self.drains.take_drained();

@@ -22,3 +22,6 @@ pub mod read;
 pub mod reconcile;
 
 pub use error::StoreError;
+
+/// A step of the commit path, or of what commits wait for, that takes so long is told in the log: how long and where its time went.
+pub const SLOW: std::time::Duration = std::time::Duration::from_millis(100);

@@ -76,6 +76,27 @@ pub fn process_bytes(pid: u32) -> Result<u64> {
     field_kib(&text, "Anonymous:").map(|kib| kib * 1024).with_context(|| format!("{path} names no Anonymous"))
 }
 
+/// Begins to note anew the most memory that a process holds.
+///
+/// # Errors
+/// The process is gone, or is another user's.
+pub fn forget_peak(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    // 5: the peak of the resident memory, nothing else (proc(5)).
+    fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
+}
+
+/// Resident bytes of a process: now, and the most since [`forget_peak`].
+///
+/// # Errors
+/// The process is gone.
+pub fn resident_bytes(pid: u32) -> Result<(u64, u64)> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let field = |name| field_kib(&text, name).map(|kib| kib * 1024);
+    field("VmRSS:").zip(field("VmHWM:")).with_context(|| format!("{path} names no memory"))
+}
+
 /// A field `NAME   123 kB`.
 fn field_kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -171,5 +192,8 @@ mod tests {
         let own = std::process::id();
         assert!(!CpuTimes::of(own).unwrap().threads.is_empty());
         assert!(process_bytes(own).unwrap() > 0);
+        forget_peak(own).unwrap();
+        let (now, most) = resident_bytes(own).unwrap();
+        assert!(now > 0 && most > 0);
     }
 }

@@ -1,6 +1,8 @@
 //! `fanout`: one sender, one group, and every member's delivery checked; beside a bare loop of `send`.
 
-use std::{collections::BTreeMap, rc::Rc, time::Instant};
+pub mod figures;
+
+use std::{rc::Rc, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{
@@ -9,20 +11,21 @@ use fanfare_proto::{
     wire::{self, send::Content},
     ws,
 };
-use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::{
     crowd::{Crowd, Load, Stage},
-    floor::{Floor, Order, Taken},
+    floor::{Floor, Order},
     ledger::{Deliveries, Ledger},
     machine::{Cores, allow_files},
+    peer::{self, Peer},
     population::{Maker, message_id, people},
-    report::{Options, Outcome, Report},
+    report::{Options, Outcome},
     server::{Server, Transport},
-    statistics::{Ratio, Spread, bar_text, median_of},
+    statistics::median_of,
 };
 use crate::scratch::Scratch;
+use figures::{FanoutReport, Ours, Size, round, size};
 
 /// Bytes of each message's text.
 const TEXT_BYTES: usize = 128;
@@ -38,8 +41,6 @@ const RECORD_BYTES: u64 = 5 + 1 + 16;
 const REPEATS: usize = 5;
 /// The same over QUIC.
 const REPEATS_QUIC: usize = 7;
-/// How far datagrams per message may differ between ours and the floor, as a part of the floor's.
-const DATAGRAMS_APART_MAX: f64 = 0.05;
 
 /// One sender and one group: what a message costs until every member has it, beside a bare loop of `send`.
 ///
@@ -60,6 +61,11 @@ const DATAGRAMS_APART_MAX: f64 = 0.05;
 /// that reach a member, and a repeat in which ours and the floor's differ by over 5 % makes the run INVALID. `pass_us_p50` is there the
 /// same as `read_us_p50`, since quinn sends when the loop is through.
 ///
+/// peer, with --peer nats or mosquitto: the same work by that server, on the same core and in the same run, its turn behind the
+/// floor's: one sender, as many subscriber sockets as members, payloads of 128 bytes, --in-flight of them under way until the sender's own
+/// copy has come, every delivery checked. `ratio` is our CPU per delivery by the peer's (`floor`), by the same accounting; ours
+/// is durable then, the peer's is not. NATS' text protocol, or MQTT 3.1.1 with QoS 0. A peer that is not installed is an error.
+///
 /// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered, 11 INVALID (a limiter spoke, the machine
 /// has one core only, or datagrams differ). A missed bar changes nothing.
 #[derive(clap::Args, Clone, Debug)]
@@ -73,6 +79,9 @@ pub struct Fanout {
     /// Messages of each round; by default as many as make a million deliveries (with many in flight up to sixteen million).
     #[arg(long, value_parser = crate::count)]
     pub messages: Option<usize>,
+    /// Also measure this peer on the same work: the program must be installed.
+    #[arg(long, value_enum)]
+    pub peer: Option<peer::Kind>,
     #[command(flatten)]
     pub options: Options,
 }
@@ -82,44 +91,6 @@ impl Fanout {
         let usual = if self.options.transport == Transport::Quic { REPEATS_QUIC } else { REPEATS };
         self.options.repeats.unwrap_or(usual)
     }
-}
-
-/// `fanfare.fanout/v1`.
-#[derive(Debug, Serialize)]
-pub struct FanoutReport {
-    schema: &'static str,
-    #[serde(flatten)]
-    outcome: Outcome,
-    transport: Transport,
-    in_flight: u16,
-    repeats: usize,
-    sizes: Vec<Size>,
-}
-
-/// What was measured with one number of members.
-#[derive(Debug, Serialize)]
-struct Size {
-    members: usize,
-    messages_per_round: usize,
-    /// Bytes of one DELIVER frame.
-    frame_bytes: usize,
-    /// CPU per delivery, in microseconds.
-    ratio: Ratio,
-    cpu_us_per_delivery: Spread,
-    floor_cpu_us_per_delivery: Spread,
-    /// Ours by kind of thread, medians, in microseconds per delivery.
-    cpu_us_per_delivery_by_thread: BTreeMap<String, f64>,
-    deliver_us_p50: Spread,
-    pass_us_p50: Spread,
-    read_us_p50: Spread,
-    /// `deliver_us_p50` by `pass_us_p50`.
-    deliver_ratio: Ratio,
-    deliveries_per_s: Spread,
-    /// Over QUIC: ours by the floor's, of datagrams per message and member.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    datagrams_per_message: Option<Ratio>,
-    #[serde(skip)]
-    datagrams_alike: bool,
 }
 
 /// The sessions' shared state.
@@ -209,19 +180,6 @@ impl Load for Group {
     }
 }
 
-/// Figures of one repeat.
-struct Round {
-    cpu_us: f64,
-    by_thread: BTreeMap<String, f64>,
-    floor_cpu_us: f64,
-    deliver_us: f64,
-    pass_us: f64,
-    read_us: f64,
-    deliveries_per_s: f64,
-    /// Per message and member: ours, the floor's.
-    datagrams: Option<(f64, f64)>,
-}
-
 /// The whole run.
 pub async fn run(arguments: &Fanout, cores: &Cores) -> Result<FanoutReport> {
     let mut deliveries = Deliveries::default();
@@ -287,6 +245,7 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
     let wake = crowd.waker(0);
     crowd.with(|stage| stage.load.wake = wake);
     let mut floor = Floor::start(cores, arguments.options.transport, members)?;
+    let mut peer = arguments.peer.map(|kind| Peer::start(kind, cores, &scratch.path, members)).transpose()?;
 
     let messages = arguments
         .messages
@@ -298,6 +257,9 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
         passes: messages.div_ceil(in_flight),
     };
     floor.run(Order { passes: 2, ..order })?;
+    if let Some(peer) = &mut peer {
+        peer.run(peer::Order { messages: WARM_UP.max(in_flight), in_flight })?;
+    }
     let mut rounds = Vec::new();
     for _ in 0..arguments.repeats() {
         if !arrives {
@@ -316,13 +278,21 @@ async fn measure(arguments: &Fanout, cores: &Cores, members: usize) -> Result<(S
         floor = back;
         let spent = server.cpu()?.since(&before);
         let datagrams = if over_quic { crowd.datagrams_received().await? - datagrams } else { 0 };
-        let ours = Ours { spent, deliver_us, elapsed_s, datagrams, deliveries: messages * members };
+        let mut peer_cpu_us = None;
+        if let Some(mut asked) = peer.take() {
+            let order = peer::Order { messages, in_flight };
+            let (spent, back) = tokio::task::spawn_blocking(move || (asked.run(order), asked)).await?;
+            (peer, peer_cpu_us) = (Some(back), Some(spent?));
+        }
+        let deliveries = messages * members;
+        let ours = Ours { spent, deliver_us, elapsed_s, datagrams, deliveries, peer_cpu_us };
         rounds.push(round(&ours, taken?, order.passes * in_flight * members));
     }
     drop(floor);
     let stage = crowd.end().await?;
     server.stop()?;
-    Ok((size(&rounds, members, messages, frame_bytes, in_flight), stage))
+    let peer = peer.map(|peer| (peer.name.clone(), peer.version.clone()));
+    Ok((size(&rounds, members, messages, frame_bytes, in_flight, peer), stage))
 }
 
 /// Sends so many messages and waits until every member has them. Gives the median time from SEND to the last receipt, in
@@ -354,120 +324,5 @@ fn send_bytes(frames_bytes: usize, transport: Transport) -> u64 {
         Transport::Ws => message,
         // Streams carry frames as they are.
         Transport::Quic => frames_bytes as u64,
-    }
-}
-
-/// What was read of the server and its sessions in one repeat.
-struct Ours {
-    spent: BTreeMap<String, u64>,
-    deliver_us: u64,
-    elapsed_s: f64,
-    datagrams: u64,
-    deliveries: usize,
-}
-
-fn round(ours: &Ours, mut taken: Taken, floor_deliveries: usize) -> Round {
-    let deliveries = ours.deliveries as f64;
-    let per_delivery = |ns: u64| ns as f64 / 1e3 / deliveries;
-    let floor_datagrams = taken.datagrams.map(|datagrams| datagrams as f64 / floor_deliveries as f64);
-    Round {
-        cpu_us: per_delivery(ours.spent.values().sum()),
-        by_thread: ours.spent.iter().map(|(kind, ns)| (kind.clone(), per_delivery(*ns))).collect(),
-        floor_cpu_us: taken.cpu_ns as f64 / 1e3 / floor_deliveries as f64,
-        deliver_us: ours.deliver_us as f64,
-        pass_us: median_of(&mut taken.pass_us) as f64,
-        read_us: median_of(&mut taken.read_us) as f64,
-        deliveries_per_s: deliveries / ours.elapsed_s,
-        datagrams: floor_datagrams.map(|floor| (ours.datagrams as f64 / deliveries, floor)),
-    }
-}
-
-/// Whether a repeat's datagrams per message were alike on both sides.
-fn datagrams_are_alike(round: &Round) -> bool {
-    round.datagrams.is_none_or(|(ours, floor)| (ours - floor).abs() <= floor * DATAGRAMS_APART_MAX)
-}
-
-fn size(rounds: &[Round], members: usize, messages: usize, frame_bytes: usize, in_flight: usize) -> Size {
-    let of = |figure: fn(&Round) -> f64| Spread::of(rounds.iter().map(figure));
-    let pairs = |ours: fn(&Round) -> f64, floor: fn(&Round) -> f64| -> Vec<(f64, f64)> {
-        rounds.iter().map(|round| (ours(round), floor(round))).collect()
-    };
-    let (cpu_bar, deliver_bar) = match in_flight {
-        1 => (Some(1.25), Some(1.5)),
-        64 => (Some(2.0), Some(2.0)),
-        _ => (None, None),
-    };
-    let datagrams: Option<Vec<(f64, f64)>> = rounds.iter().map(|round| round.datagrams).collect();
-    let mut kinds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (kind, us) in rounds.iter().flat_map(|round| &round.by_thread) {
-        kinds.entry(kind.clone()).or_default().push(*us);
-    }
-    Size {
-        members,
-        messages_per_round: messages,
-        frame_bytes,
-        ratio: Ratio::of(&pairs(|round| round.cpu_us, |round| round.floor_cpu_us), cpu_bar),
-        cpu_us_per_delivery: of(|round| round.cpu_us),
-        floor_cpu_us_per_delivery: of(|round| round.floor_cpu_us),
-        cpu_us_per_delivery_by_thread: kinds
-            .into_iter()
-            .map(|(kind, us)| (kind, Spread::of(us).median))
-            .collect(),
-        deliver_us_p50: of(|round| round.deliver_us),
-        pass_us_p50: of(|round| round.pass_us),
-        read_us_p50: of(|round| round.read_us),
-        deliver_ratio: Ratio::of(&pairs(|round| round.deliver_us, |round| round.pass_us), deliver_bar),
-        deliveries_per_s: of(|round| round.deliveries_per_s),
-        datagrams_per_message: datagrams.map(|datagrams| Ratio::of(&datagrams, None)),
-        datagrams_alike: in_flight > 1 || rounds.iter().all(datagrams_are_alike),
-    }
-}
-
-impl Report for FanoutReport {
-    fn outcome(&self) -> &Outcome {
-        &self.outcome
-    }
-
-    fn print(&self) {
-        println!(
-            "  fan-out over {:?}, {} in flight, {} repeats (median, least to most)",
-            self.transport, self.in_flight, self.repeats
-        );
-        println!(
-            "   members      CPU us/delivery         floor     ratio                      deliver p50 ms     pass ms   deliver/pass"
-        );
-        for size in &self.sizes {
-            let (cpu, ratio, deliver) = (size.cpu_us_per_delivery, size.ratio, size.deliver_us_p50);
-            println!(
-                "  {:>8}  {:>6.3} ({:.3} to {:.3})  {:>8.3}  {:>5.2} ({:.2} to {:.2}) {:<14}  {:>9.2}  {:>9.2}  {:>6.2} {}",
-                size.members,
-                cpu.median,
-                cpu.min,
-                cpu.max,
-                ratio.floor,
-                ratio.ratio,
-                ratio.min,
-                ratio.max,
-                ratio.bar_text(),
-                deliver.median / 1e3,
-                size.pass_us_p50.median / 1e3,
-                size.deliver_ratio.ratio,
-                bar_text(size.deliver_ratio.ratio, size.deliver_ratio.bar),
-            );
-            let mut kinds: Vec<_> = size.cpu_us_per_delivery_by_thread.iter().collect();
-            kinds.sort_by(|one, other| other.1.total_cmp(one.1));
-            let kinds: Vec<String> = kinds.iter().map(|(kind, us)| format!("{kind} {us:.3}")).collect();
-            if let Some(datagrams) = size.datagrams_per_message {
-                println!(
-                    "            datagrams per message: {:.3}, the floor's {:.3}",
-                    datagrams.ours, datagrams.floor
-                );
-            }
-            println!(
-                "            by thread: {} · {:.0} deliveries/s",
-                kinds.join(", "),
-                size.deliveries_per_s.median
-            );
-        }
     }
 }

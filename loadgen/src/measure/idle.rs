@@ -1,40 +1,29 @@
 //! `idle`: what a session costs in memory that is connected and says nothing.
 
+pub mod blocks;
+
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use fanfare_proto::{
-    ChannelId, Code, UserId,
-    session::client::{ClientSession, Event},
-    wire::{self, send::Content},
-};
-use hashbrown::HashMap;
+use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::{
     accounting::{kernel_socket_bytes, process_bytes},
-    crowd::{Crowd, Load},
-    ledger::{Deliveries, Ledger},
+    crowd::Crowd,
+    ledger::Deliveries,
     machine::{Cores, allow_files},
-    population::{Made, Maker, Person, message_id, people},
+    population::people,
     report::{Options, Outcome, Report},
     server::{Server, Transport},
     statistics::Spread,
 };
 use crate::scratch::Scratch;
+use blocks::{BLOCK, Blocks, channels, shout, talk};
 
-/// Users of one block: they share all their channels but the large one. With [`SENDS`] of each, each receives 200.
-const BLOCK: usize = 40;
-/// Messages that each session sends before the second look.
-const SENDS: u32 = 5;
-/// Bytes of each message's text.
-const TEXT_BYTES: usize = 128;
 /// From the last message to the second look.
 const REST: Duration = Duration::from_secs(30);
 /// From the last session's opening to the first look: what the handshakes held is given back.
 const SETTLE: Duration = Duration::from_secs(3);
-/// Senders that have messages under way at once.
-const SENDERS_MAX: usize = 256;
 /// Runs where nothing else is asked for.
 const REPEATS: usize = 2;
 
@@ -51,6 +40,9 @@ const REPEATS: usize = 2;
 /// `fresh`: 3 s after the last session opened. `after_traffic`: in a second life of the server, 30 s after each session sent 5
 /// messages and received 200, to the 40 members of one of its channels. bytes_per_membership, with two numbers of channels: the
 /// difference of the two figures per session divided by the difference of the channels, in the whole process.
+///
+/// everybody: with all sessions of the largest size connected, and after memory was read, one of them sends a message to the large
+/// channel, and it must come to each of them.
 ///
 /// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered, 11 INVALID (a limiter spoke). A missed
 /// bar changes nothing.
@@ -96,6 +88,8 @@ struct Membered {
     kernel_bytes_per_session: Option<Look<Spread>>,
     /// What was read at each size, of every repeat.
     readings: Vec<Reading>,
+    /// A message to everybody at the largest size, of every repeat and look.
+    everybody: Vec<Everybody>,
 }
 
 /// A figure of both looks.
@@ -106,6 +100,16 @@ struct Look<T> {
     after_traffic: Option<T>,
 }
 
+/// A message to the channel that all sessions are in, sent when they all were connected.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Everybody {
+    sessions: usize,
+    /// How many had it.
+    delivered: u64,
+    /// From SEND until the last had it, in milliseconds.
+    deliver_ms: f64,
+}
+
 /// Memory at one size.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Reading {
@@ -114,118 +118,6 @@ struct Reading {
     sessions: usize,
     process_bytes: u64,
     kernel_bytes: Option<u64>,
-}
-
-/// The first small channel of a block, with who talks there.
-struct Block {
-    ledger: Ledger,
-    first: usize,
-}
-
-/// The sessions' shared state.
-#[derive(Default)]
-struct Blocks {
-    blocks: Vec<Block>,
-    by_channel: HashMap<ChannelId, usize>,
-    /// By member: messages still to be sent, and under way.
-    left: Vec<u32>,
-    in_flight: Vec<bool>,
-    number: u64,
-    done: usize,
-    refused: Option<String>,
-}
-
-impl Blocks {
-    fn new(channels: &[Made], members: usize) -> Self {
-        let block = |(number, made): (usize, &Made)| {
-            let first = number * BLOCK;
-            Block { ledger: Ledger::new(made.channel, made.head, BLOCK.min(members - first)), first }
-        };
-        Self {
-            blocks: channels.iter().enumerate().map(block).collect(),
-            by_channel: channels.iter().enumerate().map(|(number, made)| (made.channel, number)).collect(),
-            left: vec![0; members],
-            in_flight: vec![false; members],
-            ..Default::default()
-        }
-    }
-
-    fn deliveries(&mut self) -> Deliveries {
-        let mut all = Deliveries::default();
-        self.blocks.iter_mut().for_each(|block| all.add(block.ledger.close()));
-        all
-    }
-}
-
-impl Load for Blocks {
-    fn event(&mut self, member: usize, event: Event) {
-        match event {
-            Event::Deliver(frame) => {
-                let channel = frame.routed().map(|header| header.channel);
-                let Some(number) = channel.and_then(|channel| self.by_channel.get(&channel)) else { return };
-                let Some(block) = self.blocks.get_mut(*number) else { return };
-                if let Some(at) = member.checked_sub(block.first) {
-                    block.ledger.delivered(at, &frame);
-                }
-            }
-            Event::SendAck { ack, .. } => {
-                self.in_flight[member] = false;
-                self.done += usize::from(self.left[member] == 0);
-                if ack.outcome() != wire::Outcome::Ok {
-                    self.refused.get_or_insert(format!(
-                        "a SEND failed: {} {}",
-                        Code(ack.code as u16),
-                        ack.text
-                    ));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn is_new(&self, channel: ChannelId, seq: u64) -> bool {
-        let block = self.by_channel.get(&channel).and_then(|number| self.blocks.get(*number));
-        block.is_some_and(|block| block.ledger.is_new(channel, seq))
-    }
-
-    fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
-        if self.left[member] == 0 || self.in_flight[member] {
-            return;
-        }
-        let Some(block) = self.blocks.get_mut(member / BLOCK) else { return };
-        self.number += 1;
-        let id = message_id(session.server_time_ms(now_ms), member, self.number);
-        let text = format!("{:0TEXT_BYTES$}", self.number);
-        block.ledger.sending(id, &text);
-        let send = wire::Send {
-            client_message_id: bytes::Bytes::copy_from_slice(&id.0),
-            content: Some(Content::Message(wire::Message { text, ..Default::default() })),
-            ..Default::default()
-        };
-        if let Err(code) = session.send(block.ledger.channel(), &send, false) {
-            self.refused.get_or_insert(format!("a SEND could not be made: {code}"));
-        }
-        (self.left[member], self.in_flight[member]) = (self.left[member] - 1, true);
-    }
-}
-
-/// Everybody in one channel, and every block in `channels - 1` of its own. Gives each block's first.
-async fn channels(server: &Server, people: &[Person], channels: u16) -> Result<Vec<Made>> {
-    let target = server.targets.first().context("there is a way to connect")?;
-    let mut maker = Maker::open(target, people, 0).await?;
-    let others: Vec<UserId> = people[1..].iter().map(|person| person.id).collect();
-    maker.group("everybody", &others).await?;
-    maker.close().await;
-    let mut firsts = Vec::new();
-    for (number, block) in people.chunks(BLOCK).enumerate() {
-        let mut maker = Maker::open(target, people, number * BLOCK).await?;
-        let names: Vec<String> = (1..channels).map(|channel| format!("block-{number}-{channel}")).collect();
-        let members: Vec<UserId> = block[1..].iter().map(|person| person.id).collect();
-        let made = maker.groups(&names, &members).await?;
-        firsts.push(*made.first().context("a block has a channel")?);
-        maker.close().await;
-    }
-    Ok(firsts)
 }
 
 /// The whole run.
@@ -244,11 +136,11 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
     let mut run = Run { deliveries: Deliveries::default(), limited: 0, behind: 0 };
     let mut results = Vec::new();
     for channels in &arguments.channels {
-        let mut readings = Vec::new();
+        let (mut readings, mut everybody) = (Vec::new(), Vec::new());
         for repeat in 0..repeats {
-            run.once(arguments, cores, *channels, repeat, &mut readings).await?;
+            run.once(arguments, cores, *channels, repeat, &mut readings, &mut everybody).await?;
         }
-        results.push(membered(*channels, readings, sizes));
+        results.push(membered(*channels, readings, everybody, sizes));
     }
     let bytes_per_membership = match results.as_slice() {
         [few, many] => Some(per_membership(few, many)),
@@ -286,20 +178,21 @@ impl Run {
         channel_count: u16,
         repeat: usize,
         readings: &mut Vec<Reading>,
+        everybody: &mut Vec<Everybody>,
     ) -> Result<()> {
         let most = arguments.sessions.last().copied().unwrap_or_default();
         allow_files(if arguments.options.transport == Transport::Quic { 0 } else { most })?;
         let scratch = Scratch::new("idle", arguments.options.keep)?;
         let mut server = Server::start(&scratch.path, cores, arguments.options.transport).await?;
         let people = people(&server.admin, most).await?;
-        let firsts = channels(&server, &people, channel_count).await?;
+        let made = channels(&server, &people, channel_count).await?;
         for after_traffic in [false, true] {
             if after_traffic && arguments.fresh_only {
                 break;
             }
             server.restart().await?;
             let kernel_before = kernel_socket_bytes();
-            let mut crowd = Crowd::new(Blocks::new(&firsts, most));
+            let mut crowd = Crowd::new(Blocks::new(&made, most));
             for sessions in &arguments.sessions {
                 let before = crowd.len();
                 crowd.grow(&server.targets, &people, *sessions).await?;
@@ -323,6 +216,11 @@ impl Run {
                     kernel_bytes,
                 });
             }
+            // After everything was read: what it takes is in no figure.
+            if crowd.len() == most && crowd.with(|stage| stage.behind == 0) {
+                let (delivered, deliver_ms) = shout(&crowd).await?;
+                everybody.push(Everybody { sessions: most, delivered, deliver_ms });
+            }
             let mut stage = crowd.end().await?;
             let mut deliveries = stage.load.deliveries();
             stage.add_to(&mut deliveries);
@@ -332,38 +230,6 @@ impl Run {
         }
         server.stop()
     }
-}
-
-/// Has these sessions send their messages, some at a time, and waits until all have arrived; false where something does not
-/// come: the ledgers count it.
-async fn talk(crowd: &Crowd<Blocks>, members: std::ops::Range<usize>) -> Result<bool> {
-    let count = members.len();
-    crowd.with(|stage| stage.load.done = 0);
-    let mut arrives = true;
-    for (at, member) in members.enumerate() {
-        crowd.with(|stage| stage.load.left[member] = SENDS);
-        crowd.wake(member);
-        let under_way = |done: usize| at + 1 - done.min(at + 1);
-        arrives = arrives
-            && crowd
-                .until(|stage| {
-                    let load = &stage.load;
-                    (under_way(load.done) < SENDERS_MAX || load.refused.is_some(), load.done)
-                })
-                .await?;
-    }
-    arrives = arrives
-        && crowd
-            .until(|stage| {
-                let load = &stage.load;
-                let settled = load.done >= count && load.blocks.iter().all(|block| block.ledger.is_settled());
-                (settled || load.refused.is_some(), load.done)
-            })
-            .await?;
-    crowd.with(|stage| match stage.load.refused.take() {
-        Some(why) => bail!("{why}"),
-        None => Ok(arrives),
-    })
 }
 
 /// Growth of a figure from the smallest to the largest size per session, of each repeat.
@@ -386,7 +252,7 @@ fn growth(
     Some(Spread::of(grown?))
 }
 
-fn membered(channels: u16, readings: Vec<Reading>, sizes: &[usize]) -> Membered {
+fn membered(channels: u16, readings: Vec<Reading>, everybody: Vec<Everybody>, sizes: &[usize]) -> Membered {
     let look = |figure: fn(&Reading) -> Option<u64>| {
         let fresh = growth(&readings, false, sizes, figure)?;
         Some(Look { fresh, after_traffic: growth(&readings, true, sizes, figure) })
@@ -399,6 +265,7 @@ fn membered(channels: u16, readings: Vec<Reading>, sizes: &[usize]) -> Membered 
         process_bytes_per_session: process.unwrap_or(none),
         kernel_bytes_per_session,
         readings,
+        everybody,
     }
 }
 
@@ -446,6 +313,12 @@ impl Report for IdleReport {
                     reading.sessions,
                     if reading.after_traffic { "after traffic" } else { "fresh" },
                     reading.process_bytes as f64 / f64::from(1 << 20)
+                );
+            }
+            for all in &result.everybody {
+                println!(
+                    "    a message to all {} at once: delivered to {}, the last after {:.0} ms",
+                    all.sessions, all.delivered, all.deliver_ms
                 );
             }
         }
@@ -497,6 +370,7 @@ mod tests {
             process_bytes_per_session: Look { fresh, after_traffic: None },
             kernel_bytes_per_session: None,
             readings: Vec::new(),
+            everybody: Vec::new(),
         };
         let (few, many) =
             (membered(5, spread(2_000.0, 1_900.0, 2_100.0)), membered(15, spread(2_400.0, 2_300.0, 2_500.0)));

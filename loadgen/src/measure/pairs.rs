@@ -279,8 +279,8 @@ pub async fn run(arguments: &Pairs, cores: &Cores) -> Result<PairsReport> {
     Ok(report(arguments, Outcome::of(deliveries, stage.limited, stage.behind, reasons), &rounds))
 }
 
-/// Opens each pair's direct channel.
-async fn direct(server: &Server, people: &[Person]) -> Result<Vec<Made>> {
+/// Opens each pair's direct channel: of the first and second of `people`, the third and fourth, and so on.
+pub async fn direct(server: &Server, people: &[Person]) -> Result<Vec<Made>> {
     let target = server.targets.first().context("there is a way to connect")?.clone();
     let everybody: Rc<[Person]> = people.into();
     let mut made = vec![None; people.len() / 2];

@@ -74,6 +74,11 @@ impl Server {
         self.pid
     }
 
+    /// Where its log is.
+    pub fn log(&self) -> &Path {
+        self.process.log()
+    }
+
     /// What its threads have spent so far.
     pub fn cpu(&self) -> Result<CpuTimes> {
         CpuTimes::of(self.pid)

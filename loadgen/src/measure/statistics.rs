@@ -42,9 +42,12 @@ pub struct Ratio {
     pub ours: f64,
     /// Median of the floor, in the same unit.
     pub floor: f64,
-    /// What it is to be at most; absent where no bar is set.
+    /// What it is to be at most; absent where no such bar is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bar: Option<f64>,
+    /// What it is to be at least, where more is better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bar_at_least: Option<f64>,
 }
 
 impl Ratio {
@@ -53,12 +56,21 @@ impl Ratio {
         let Spread { median, min, max } = Spread::of(repeats.iter().map(|(ours, floor)| ours / floor));
         let ours = Spread::of(repeats.iter().map(|(ours, _)| *ours)).median;
         let floor = Spread::of(repeats.iter().map(|(_, floor)| *floor)).median;
-        Self { ratio: median, min, max, ours, floor, bar }
+        Self { ratio: median, min, max, ours, floor, bar, bar_at_least: None }
+    }
+
+    /// As [`Self::of`], of figures of which more is better.
+    pub fn at_least(repeats: &[(f64, f64)], bar: f64) -> Self {
+        Self { bar_at_least: Some(bar), ..Self::of(repeats, None) }
     }
 
     /// How it is shown beside its bar.
     pub fn bar_text(&self) -> String {
-        bar_text(self.ratio, self.bar)
+        match self.bar_at_least {
+            Some(bar) if self.ratio >= bar => format!("bar {bar} met"),
+            Some(bar) => format!("bar {bar} MISSED"),
+            None => bar_text(self.ratio, self.bar),
+        }
     }
 }
 
@@ -96,5 +108,7 @@ mod tests {
         assert_eq!((ratio.ours, ratio.floor), (8.0, 2.0));
         assert_eq!(ratio.bar_text(), "bar 2.5 MISSED");
         assert_eq!(bar_text(1.0, Some(1.25)), "bar 1.25 met");
+        let (more, less) = (Ratio::at_least(&[(3.0, 5.0)], 0.5), Ratio::at_least(&[(2.0, 5.0)], 0.5));
+        assert_eq!((more.bar_text(), less.bar_text()), ("bar 0.5 met".into(), "bar 0.5 MISSED".into()));
     }
 }

@@ -1,11 +1,15 @@
 //! The maintenance thread that moves SQLite's logs into their files, so that no commit does.
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::database::Database;
-use crate::error::StoreError;
+use crate::{SLOW, error::StoreError};
 
 /// Bytes written (by estimate) after which a checkpoint is worth its two syncs.
 const WRITTEN_BYTES: u64 = 16 * 1024 * 1024;
@@ -96,15 +100,26 @@ impl Signal {
 }
 
 fn checkpoint(database: &Database, connection: &rusqlite::Connection) {
+    let started = Instant::now();
+    let (mut log_pages, mut held) = (0, Duration::ZERO);
     let result = database.checkpoint(connection).and_then(|pages| {
+        log_pages = pages;
         if pages < LOG_PAGES_MAX {
             return Ok(());
         }
         // Writers that never pause keep the log growing behind a passive checkpoint. Nearly everything has just been
         // moved, so that holding them for the rest is short; the next commit then starts the log over.
         let _writers = database.pause_writers();
-        database.checkpoint(connection).map(drop)
+        let since = Instant::now();
+        let moved = database.checkpoint(connection).map(drop);
+        held = since.elapsed();
+        moved
     });
+    let took = started.elapsed();
+    if took >= SLOW {
+        let (took_ms, writers_held_ms) = (took.as_millis() as u64, held.as_millis() as u64);
+        tracing::info!(took_ms, writers_held_ms, log_pages, "slow checkpoint");
+    }
     match result {
         Ok(()) => {}
         Err(error @ StoreError::SyncFailed(_)) => {

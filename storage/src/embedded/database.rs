@@ -5,13 +5,14 @@ use std::{
     io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Instant,
 };
 
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::sql_error;
-use crate::{error::StoreError, mutant};
+use crate::{SLOW, error::StoreError, mutant};
 
 /// Connections that read beside the writer.
 const READERS: usize = 4;
@@ -90,14 +91,22 @@ impl Database {
     /// # Errors
     /// What `step` gave (all is rolled back then), else as of COMMIT.
     pub fn write<T>(&self, step: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut times = Times::start();
         let connection = self.writer.lock();
         self.check()?;
         run(&connection, "BEGIN IMMEDIATE").map_err(|error| sql_error::of_statement(&error))?;
+        times.begun = Instant::now();
         let result = match step(&connection) {
-            Ok(value) => match run(&connection, "COMMIT") {
-                Ok(()) => return Ok(value),
-                Err(error) => Err(sql_error::of_commit(&error)),
-            },
+            Ok(value) => {
+                times.stepped = Instant::now();
+                match run(&connection, "COMMIT") {
+                    Ok(()) => {
+                        times.tell(&self.path);
+                        return Ok(value);
+                    }
+                    Err(error) => Err(sql_error::of_commit(&error)),
+                }
+            }
             Err(error) => Err(error),
         };
         // SQLite has rolled back by itself after some errors; the flag tells.
@@ -145,6 +154,35 @@ impl Database {
                 }
                 Err(error)
             }
+        }
+    }
+}
+
+/// When the steps of a transaction ended, so that a slow one can be told apart by where its time went.
+struct Times {
+    asked: Instant,
+    begun: Instant,
+    stepped: Instant,
+}
+
+impl Times {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { asked: now, begun: now, stepped: now }
+    }
+
+    /// After COMMIT.
+    fn tell(&self, path: &Path) {
+        let took = self.asked.elapsed();
+        if took >= SLOW {
+            tracing::info!(
+                file = %path.display(),
+                took_ms = took.as_millis() as u64,
+                writer_wait_ms = (self.begun - self.asked).as_millis() as u64,
+                statements_ms = (self.stepped - self.begun).as_millis() as u64,
+                flush_ms = self.stepped.elapsed().as_millis() as u64,
+                "slow transaction"
+            );
         }
     }
 }

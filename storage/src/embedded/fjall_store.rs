@@ -21,7 +21,7 @@ use super::{
     folder::{self, FolderLock},
     log::Ends,
 };
-use crate::{error::StoreError, mutant};
+use crate::{SLOW, error::StoreError, mutant};
 
 /// Memtable of the frames' keyspace, bytes; up to four more may wait to be written.
 const CONTENT_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
@@ -172,7 +172,12 @@ impl FjallStore {
             return Err(StoreError::Unavailable("opened again: put it once more".to_owned()));
         }
         let mode = if mutant::is("skip-fsync") { PersistMode::Buffer } else { PersistMode::SyncData };
-        match keyspaces.database.persist(mode) {
+        let started = Instant::now();
+        let persisted = keyspaces.database.persist(mode);
+        if started.elapsed() >= SLOW {
+            tracing::info!(took_ms = started.elapsed().as_millis() as u64, "slow sync of the content store");
+        }
+        match persisted {
             Ok(()) => Ok(()),
             Err(fjall::Error::Poisoned) => Err(self.of_write(&fjall::Error::Poisoned)),
             Err(error) => Err(StoreError::SyncFailed(error.to_string())),
