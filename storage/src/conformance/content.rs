@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fanfare_proto::{ChannelId, MessageId, UserId};
+use fanfare_proto::{ChannelId, MessageId, ShardId, UserId, ids::IdSource};
 
 use super::{Script, Stores, metadata::begin};
 use crate::{
@@ -162,7 +162,8 @@ pub fn log_is_contiguous(stores: &Stores) {
     assert!(partition < partitions);
     assert_eq!(stores.log.end(partition).expect("read"), 0);
     assert!(stores.log.read(partition, 0, 10).expect("read").is_empty());
-    let entries: Vec<Entry> = (1..=10).map(|seq| entry(5, 1, seq)).collect();
+    let channel = IdSource::new(ShardId(3), 0).next(1);
+    let entries: Vec<Entry> = (1..=10).map(|seq| entry(channel, 1, seq)).collect();
     stores.content.put(&entries).expect("put");
     stores.log.append(&entries[..4]).expect("appended");
     stores.log.append(&[]).expect("nothing to append");
