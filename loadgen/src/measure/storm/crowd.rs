@@ -108,7 +108,15 @@ impl Crowd {
         if self.until(look).await? {
             return Ok(());
         }
-        bail!("{what}: nothing moved for {} s", PATIENCE.as_secs())
+        let world = self.world.borrow();
+        let why = world.attempt_failed.as_deref().unwrap_or("no attempt failed");
+        bail!(
+            "{what}: nothing moved for {} s, {} of {} are ready after {} attempts, the last of which failed: {why}",
+            PATIENCE.as_secs(),
+            world.ready,
+            self.wakes.len(),
+            world.attempts
+        )
     }
 
     /// Waits until `look` says so; false where its second answer did not move for [`PATIENCE`].
