@@ -278,7 +278,7 @@ mod tests {
     fn what_does_not_return_is_named() {
         let bar = connects_bytes_bar(4_000);
         assert_eq!(bar, (4 << 20) + 1_024_000);
-        assert!(leaks(5 << 20, bar, 40 << 20).is_empty());
+        assert!(leaks(bar.cast_signed(), bar, 40 << 20).is_empty());
         assert!(leaks(-100, bar, -(1 << 20)).is_empty());
         assert_eq!(leaks(6 << 20, bar, 0).len(), 1);
         assert_eq!(leaks(6 << 20, bar, 49 << 20).len(), 2);

@@ -173,9 +173,9 @@ impl Stores {
         while began.elapsed() < until {
             let entries = self.entries(order);
             let at = Instant::now();
-            self.to_sqlite(&entries, order)?;
+            self.write_sqlite(&entries, order)?;
             taken.sqlite_ns += at.elapsed().as_nanos() as u64;
-            self.to_fjall(&entries, order)?;
+            self.write_fjall(&entries, order)?;
             taken.messages += entries.len() as u64;
         }
         taken.elapsed_ns = began.elapsed().as_nanos() as u64;
@@ -203,7 +203,7 @@ impl Stores {
         self.random
     }
 
-    fn to_sqlite(&mut self, entries: &[Entry], order: Order) -> Result<()> {
+    fn write_sqlite(&mut self, entries: &[Entry], order: Order) -> Result<()> {
         self.row += 1;
         let transaction = self.sqlite.transaction()?;
         {
@@ -237,7 +237,7 @@ impl Stores {
         Ok(transaction.commit()?)
     }
 
-    fn to_fjall(&self, entries: &[Entry], order: Order) -> Result<()> {
+    fn write_fjall(&self, entries: &[Entry], order: Order) -> Result<()> {
         let mut batch = self.fjall.batch();
         for entry in entries {
             let mut key = [0; 20];

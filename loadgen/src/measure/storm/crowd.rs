@@ -21,7 +21,6 @@ use super::{
     world::{Places, Sent, Side, World},
 };
 use crate::measure::{
-    crowd::PATIENCE,
     ledger::Deliveries,
     population::{Made, Person},
     udp,
@@ -31,6 +30,8 @@ use crate::measure::{
 const OPENING_MAX: usize = 64;
 /// Between two looks at whether something has happened.
 const LOOK: Duration = Duration::from_millis(2);
+/// Nothing moves for so long: what is waited for does not come. Longer than the SDK ever waits between two attempts, with one attempt.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How far the thread of those that drop stands back.
 const NICE: i32 = 10;
 
@@ -108,7 +109,15 @@ impl Crowd {
         if self.until(look).await? {
             return Ok(());
         }
-        bail!("{what}: nothing moved for {} s", PATIENCE.as_secs())
+        let world = self.world.borrow();
+        let why = world.attempt_failed.as_deref().unwrap_or("no attempt failed");
+        bail!(
+            "{what}: nothing moved for {} s, {} of {} are ready after {} attempts, the last of which failed: {why}",
+            PATIENCE.as_secs(),
+            world.ready,
+            self.wakes.len(),
+            world.attempts
+        )
     }
 
     /// Waits until `look` says so; false where its second answer did not move for [`PATIENCE`].

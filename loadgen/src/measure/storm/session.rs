@@ -79,7 +79,7 @@ impl Seat {
                                 return;
                             }
                             (attempt, is_back) = (0, true);
-                            Ended::from_close(None, "dropped")
+                            Ended::from_close(None, "")
                         }
                         Turned::Over(ended) => ended,
                     }
@@ -102,6 +102,9 @@ impl Seat {
             if ended.policy == Policy::Authenticate {
                 token.clone_from(&first);
                 self.world.borrow_mut().by_token += 1;
+            }
+            if !ended.text.is_empty() {
+                self.world.borrow_mut().attempt_failed = Some(ended.text);
             }
             attempt += 1;
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;

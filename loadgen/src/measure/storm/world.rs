@@ -135,6 +135,8 @@ pub struct World {
     /// Attempts to come back, and those by a token since the secret was not taken.
     pub attempts: u64,
     pub by_token: u64,
+    /// Why the last attempt failed.
+    pub attempt_failed: Option<String>,
     pub gaps: u64,
     pub repeats: u64,
     pub limited: u64,
@@ -168,6 +170,7 @@ impl World {
             dropped: 0,
             attempts: 0,
             by_token: 0,
+            attempt_failed: None,
             gaps: 0,
             repeats: 0,
             limited: 0,
@@ -181,7 +184,8 @@ impl World {
     /// Has each talker send a message `every` so often from now on.
     pub fn talk(&mut self, every: Duration) {
         self.groups.iter_mut().for_each(|group| group.sent = 0);
-        (self.calm_us.reset(), self.storm_us.reset());
+        self.calm_us.reset();
+        self.storm_us.reset();
         self.schedule = Some(Schedule { from: Instant::now(), every, until: None });
         self.storm_from = None;
     }
