@@ -32,6 +32,8 @@ use crate::{
 
 /// How long a refused peer has to read why.
 const REFUSED_LINGER: Duration = Duration::from_millis(500);
+/// Room for a ClientHello, or for most requests.
+const FIRST_BYTES: usize = 2 * 1024;
 
 /// Whose session it is to be, as far as the gateway can tell.
 pub(crate) struct Proven {
@@ -179,36 +181,41 @@ async fn shake(
 
 /// TLS or not, and the HTTP request. `Some`: an open WebSocket, and the bytes that came behind the request.
 async fn ask(shared: &Shared, stream: std::net::TcpStream) -> io::Result<Option<(Wire, Vec<u8>)>> {
-    let stream = TcpStream::from_std(stream)?;
-    let is_local = stream.peer_addr()?.ip().to_canonical().is_loopback();
-    let mut first = [0];
-    if stream.peek(&mut first).await? == 0 {
+    let mut stream = TcpStream::from_std(stream)?;
+    let mut came = Vec::with_capacity(FIRST_BYTES);
+    if stream.read_buf(&mut came).await? == 0 {
         return Ok(None);
     }
     let mut wire = match &shared.tls {
-        Some(tls) if tls::is_handshake(first[0]) => {
-            Wire::Tls(TlsStream::accept(stream, tls.tcp.clone()).await?)
+        Some(tls) if tls::is_handshake(came[0]) => {
+            let tls = TlsStream::accept(stream, tls.tcp.clone(), std::mem::take(&mut came)).await?;
+            Wire::Tls(tls)
         }
-        _ if shared.plain || is_local => Wire::Plain(stream),
+        _ if shared.plain || stream.peer_addr()?.ip().to_canonical().is_loopback() => Wire::Plain(stream),
         _ => {
             let mut wire = Wire::Plain(stream);
             refuse(&mut wire, Refusal::Forbidden("this address speaks TLS")).await?;
             return Ok(None);
         }
     };
-    let behind = upgrade(shared, &mut wire).await?;
+    let behind = upgrade(shared, &mut wire, came).await?;
     Ok(behind.map(|bytes| (wire, bytes)))
 }
 
-/// Reads the HTTP request and answers it. `Some`: the bytes behind it; `None`: it was refused.
-async fn upgrade(shared: &Shared, wire: &mut Wire) -> io::Result<Option<Vec<u8>>> {
-    let mut head = Vec::with_capacity(1024);
+/// Reads the HTTP request, of which `head` came already, and answers it. `Some`: the bytes behind it; `None`: it was refused.
+async fn upgrade(shared: &Shared, wire: &mut Wire, mut head: Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+    head.reserve(FIRST_BYTES - head.len().min(FIRST_BYTES));
     loop {
-        if wire.read_buf(&mut head).await? == 0 {
+        if head.is_empty() && wire.read_buf(&mut head).await? == 0 {
             return Ok(None);
         }
         let refusal = match Upgrade::parse(&head) {
-            Ok(None) if head.len() < HEAD_BYTES_MAX => continue,
+            Ok(None) if head.len() < HEAD_BYTES_MAX => {
+                if wire.read_buf(&mut head).await? == 0 {
+                    return Ok(None);
+                }
+                continue;
+            }
             Ok(None) => Refusal::HeadTooLarge,
             Ok(Some((upgrade, size))) => match admit(shared, &upgrade) {
                 Ok(()) => {

@@ -81,8 +81,12 @@ impl std::fmt::Debug for TlsStream {
 }
 
 impl TlsStream {
-    /// The handshake. Tickets stay until the first answer, which they go out with, or until the peer is waited for.
-    pub async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<Box<Self>> {
+    /// The handshake, of which `came` was read already. Tickets stay until the first answer, which they go out with, or until the peer is waited for.
+    pub async fn accept(
+        stream: TcpStream,
+        config: Arc<ServerConfig>,
+        mut came: Vec<u8>,
+    ) -> io::Result<Box<Self>> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         let mut stream = Box::new(Self {
             stream,
@@ -93,6 +97,8 @@ impl TlsStream {
             ended: None,
             closed: false,
         });
+        let used = stream.open(&mut came, &mut ReadBuf::new(&mut []));
+        stream.incomplete = came.split_off(used);
         std::future::poll_fn(|cx| stream.poll_handshake(cx)).await?;
         Ok(stream)
     }
@@ -102,7 +108,12 @@ impl TlsStream {
             match &self.ended {
                 None => ready!(self.poll_fill(cx, &mut ReadBuf::new(&mut [])))?,
                 Some(Ended::Clean) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Some(Ended::Fault(error)) => return Poll::Ready(Err(fault(error.clone()))),
+                Some(Ended::Fault(error)) => {
+                    let error = fault(error.clone());
+                    // The alert, where it was not sent with what was read.
+                    let _ = self.poll_drain(cx)?;
+                    return Poll::Ready(Err(error));
+                }
             }
         }
         Poll::Ready(Ok(()))
