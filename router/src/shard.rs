@@ -52,7 +52,8 @@ enum UserTouch {
 }
 
 enum UserSlot {
-    Loading(VecDeque<UserTouch>),
+    #[expect(clippy::box_collection, reason = "8 bytes in the slot of a user that is there")]
+    Loading(Box<VecDeque<UserTouch>>),
     Ready(Box<User>),
 }
 
@@ -302,7 +303,7 @@ impl Shard {
             Some(UserSlot::Loading(waiting)) if waiting.len() < WAITING_MAX => waiting.push_back(touch),
             Some(UserSlot::Loading(_)) => self.refuse_user(touch, Code::RETRY_LATER),
             None => {
-                self.users.insert(user, UserSlot::Loading(VecDeque::from([touch])));
+                self.users.insert(user, UserSlot::Loading(Box::new(VecDeque::from([touch]))));
                 let started = self.desk.context.read(self.desk.shard, move |context| {
                     Event::UserLoaded(user, load::user(&*context.metadata, &*context.lists, user))
                 });
@@ -365,7 +366,7 @@ impl Shard {
                 let changes = self.overlay.get(&id).into_iter().flatten().map(|(change, _)| change);
                 let user = User::of_loaded(*loaded, changes);
                 self.users.insert(id, UserSlot::Ready(Box::new(user)));
-                for touch in waiting {
+                for touch in *waiting {
                     self.ready_user(id, touch);
                 }
                 return;
@@ -373,7 +374,7 @@ impl Shard {
             Ok(None) => Code::UNKNOWN_USER,
             Err(code) => code,
         };
-        for touch in waiting {
+        for touch in *waiting {
             self.refuse_user(touch, code);
         }
     }
