@@ -22,12 +22,11 @@ use fanfare_proto::{
     link::{AudienceChange, Down, Handle, Up},
     session::server,
 };
-use slab::Slab;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
 use crate::{
     audience::Audience,
@@ -37,6 +36,7 @@ use crate::{
     inbox::{Inbox, Item},
     quic,
     shared::Shared,
+    slots::Slots,
 };
 
 /// Bytes of the buffer that all connections of a lane are read through.
@@ -79,6 +79,8 @@ pub(crate) struct Lane {
     inbox: Arc<Inbox>,
     state: RefCell<State>,
     scratch: RefCell<Box<[u8]>>,
+    /// What one turn of a connection's task has read, for the next one to use.
+    read: Cell<Vec<Up>>,
     /// Frames handed up since the last sweep.
     frames_in: Cell<u64>,
     /// Handshakes and connections; the lane ends when they have.
@@ -86,7 +88,7 @@ pub(crate) struct Lane {
 }
 
 struct State {
-    connections: Slab<Connection>,
+    connections: Slots<Connection>,
     audience: Audience,
     gathers: Gathers,
     /// Slots with something to write.
@@ -134,7 +136,7 @@ impl Meters {
 impl Lane {
     pub fn new(number: u8, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Rc<Self> {
         let state = State {
-            connections: Slab::new(),
+            connections: Slots::new(),
             audience: Audience::default(),
             gathers: Gathers::default(),
             dirty: Vec::new(),
@@ -156,6 +158,7 @@ impl Lane {
             inbox,
             state: state.into(),
             scratch: scratch.into(),
+            read: Cell::default(),
             frames_in,
             tasks,
         })
@@ -191,8 +194,8 @@ impl Lane {
                 break;
             }
         }
-        let ended = std::mem::take(&mut self.state.borrow_mut().connections);
-        for (_, mut connection) in ended {
+        let ended = self.state.borrow_mut().connections.drain();
+        for mut connection in ended {
             connection.end(&self.shared);
             connection.wake();
         }
@@ -259,10 +262,10 @@ impl Lane {
                 let mut state = self.state.borrow_mut();
                 let state = &mut *state;
                 let go_away = server::go_away(delay_ms, "", Code::GOING_AWAY);
-                for (slot, connection) in &mut state.connections {
+                for (slot, connection) in state.connections.iter_mut() {
                     if matches!(connection.stage, Stage::Open(_)) {
                         connection.control(go_away.clone(), now_ms);
-                        mark(&mut state.dirty, slot as u32, connection);
+                        mark(&mut state.dirty, slot, connection);
                     }
                 }
             }
@@ -270,10 +273,10 @@ impl Lane {
                 let mut state = self.state.borrow_mut();
                 let state = &mut *state;
                 state.closing_by_ms = Some(now_ms + LINGER_MS + 500);
-                for (slot, connection) in &mut state.connections {
+                for (slot, connection) in state.connections.iter_mut() {
                     if !matches!(connection.stage, Stage::Closing { .. }) {
                         connection.close(&self.shared, now_ms, Code::GOING_AWAY);
-                        mark(&mut state.dirty, slot as u32, connection);
+                        mark(&mut state.dirty, slot, connection);
                     }
                 }
             }
@@ -300,20 +303,20 @@ impl Lane {
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            for (slot, connection) in &mut state.connections {
+            for (slot, connection) in state.connections.iter_mut() {
                 let before = connection.waiting_bytes();
                 connection.sweep(&self.shared, now_ms);
                 let after = connection.waiting_bytes();
                 waiting_bytes += after;
                 if after != before {
-                    mark(&mut state.dirty, slot as u32, connection);
+                    mark(&mut state.dirty, slot, connection);
                 }
                 match connection.stage {
                     Stage::Closing { until_ms } if now_ms >= until_ms => {
                         if let Link::Quic(link) = &connection.link {
                             link.abandon();
                         }
-                        gone.push(slot as u32);
+                        gone.push(slot);
                     }
                     _ => {}
                 }
@@ -361,10 +364,9 @@ impl Lane {
         }
         let generation = state.next_generation;
         state.next_generation = generation.wrapping_add(1).max(1);
-        let entry = state.connections.vacant_entry();
-        let key = Key { slot: entry.key() as u32, generation };
-        let connection = entry.insert(make(Handle::new(self.number, key.slot, generation)));
-        Ok((key, connection.open_request()))
+        let made = state.connections.insert(|slot| make(Handle::new(self.number, slot, generation)));
+        let (slot, connection) = made;
+        Ok((Key { slot, generation }, connection.open_request()))
     }
 
     /// Does something with a connection that is still there, and writes what came of it.
@@ -392,19 +394,16 @@ impl Lane {
     fn remove_slot(&self, slot: u32) -> Option<Connection> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let mut connection = state.connections.try_remove(slot as usize)?;
+        let mut connection = state.connections.remove(slot)?;
         connection.end(&self.shared);
         connection.wake();
         if state.audience.ended(connection.memberships) {
             let connections = &state.connections;
             state.audience.compact(|member| {
-                let connection = connections.get(member.slot() as usize);
+                let connection = connections.get(member.slot());
                 connection
                     .is_some_and(|connection| connection.origin.handle.generation() == member.generation)
             });
-        }
-        if state.connections.capacity() > 1024 && state.connections.len() * 4 < state.connections.capacity() {
-            state.connections.shrink_to_fit();
         }
         Some(connection)
     }
@@ -434,10 +433,9 @@ impl Lane {
             let mut state = self.state.borrow_mut();
             let Some(connection) = state.get(key) else { return Poll::Ready(Step::Gone) };
             connection.set_waker(cx.waker());
-            if let Some(early) =
-                (matches!(connection.stage, Stage::Open(_))).then(|| connection.early.take()).flatten()
+            if matches!(connection.stage, Stage::Open(_))
+                && let Some(mut early) = connection.take_early()
             {
-                let mut early = *early;
                 connection.message(shared, now_ms, early.frames, ups);
                 connection.bytes(shared, now_ms, &mut early.raw, ups);
             }
@@ -457,6 +455,9 @@ impl Lane {
                     Stage::Closing { .. } if !is_flushed => return Poll::Pending,
                     Stage::Closing { .. } => true,
                 };
+                if connection.forwards {
+                    return Poll::Pending;
+                }
                 // Our direction ends first; the peer's is read out, or closing would reset the connection and the last
                 // frames could be lost.
                 if closing && Pin::new(&mut *wire).poll_shutdown(cx).is_pending() {
@@ -481,16 +482,47 @@ impl Lane {
 
     /// Hands frames up, in order. Waits where an owner has no room; writing goes on meanwhile, reading does not.
     pub async fn forward(&self, key: Key, ups: &mut Vec<Up>) {
+        let rest = self.forward_at_once(ups);
+        if !rest.is_empty() {
+            // Boxed, because a connection's task is as big as its biggest state.
+            Box::pin(self.forward_slowly(key, rest)).await;
+        }
+    }
+
+    /// The same by a task of its own: the connection is not read until that is done.
+    fn forward_beside(self: &Rc<Self>, key: Key, ups: &mut Vec<Up>) {
+        let rest = self.forward_at_once(ups);
+        if rest.is_empty() {
+            return;
+        }
+        self.with(key, |connection, _, _| connection.forwards = true);
+        let lane = self.clone();
+        self.tasks.spawn_local(async move {
+            let shared = &lane.shared;
+            for up in rest {
+                let Up::Frame { frame, .. } = &up else { continue };
+                let frame = frame.clone();
+                if shared.uplink.send(up).await.is_err() {
+                    lane.with(key, |connection, _, now_ms| connection.unsent(&frame, now_ms));
+                }
+            }
+            lane.with(key, |connection, _, _| {
+                connection.forwards = false;
+                connection.wake();
+            });
+        });
+    }
+
+    /// Gives what found no room, and what was behind it.
+    fn forward_at_once(&self, ups: &mut Vec<Up>) -> Vec<Up> {
         self.frames_in.set(self.frames_in.get() + ups.len() as u64);
-        let mut rest = std::mem::take(ups).into_iter();
+        let mut rest = ups.drain(..);
         while let Some(up) = rest.next() {
             if let Err(up) = self.shared.uplink.try_send(up) {
-                let rest: Vec<Up> = std::iter::once(*up).chain(rest).collect();
-                // Boxed, because a connection's task is as big as its biggest state.
-                Box::pin(self.forward_slowly(key, rest)).await;
-                return;
+                return std::iter::once(*up).chain(rest).collect();
             }
         }
+        Vec::new()
     }
 
     async fn forward_slowly(&self, key: Key, ups: Vec<Up>) {
@@ -517,7 +549,7 @@ fn mark(dirty: &mut Vec<u32>, slot: u32, connection: &mut Connection) {
 
 impl State {
     fn get(&mut self, key: Key) -> Option<&mut Connection> {
-        let connection = self.connections.get_mut(key.slot as usize)?;
+        let connection = self.connections.get_mut(key.slot)?;
         (connection.origin.handle.generation() == key.generation).then_some(connection)
     }
 
@@ -573,7 +605,7 @@ impl State {
 
     /// Does something with a connection that is still there, which is then written in this pass.
     fn each<R>(&mut self, key: Key, work: impl FnOnce(&mut Connection) -> R) -> Option<R> {
-        let connection = self.connections.get_mut(key.slot as usize)?;
+        let connection = self.connections.get_mut(key.slot)?;
         if connection.origin.handle.generation() != key.generation {
             return None;
         }
@@ -610,7 +642,7 @@ impl State {
     fn change(&mut self, channel: ChannelId, change: AudienceChange) {
         match change {
             AudienceChange::Add(handle, tier) => {
-                let Some(connection) = self.connections.get_mut(handle.slot() as usize) else { return };
+                let Some(connection) = self.connections.get_mut(handle.slot()) else { return };
                 if connection.origin.handle == handle && self.audience.add(channel, handle, tier) {
                     connection.memberships += 1;
                 }
@@ -631,7 +663,7 @@ impl State {
         let Gathered { chunk, tiers, entries } = gathered;
         let mut taken = 0;
         audience.each(chunk.channel, tiers, |member| {
-            let Some(connection) = connections.get_mut(member.slot() as usize) else { return false };
+            let Some(connection) = connections.get_mut(member.slot()) else { return false };
             if connection.origin.handle.generation() != member.generation {
                 return false;
             }
@@ -650,7 +682,7 @@ impl State {
     fn flush(&mut self, shared: &Shared, now_ms: u64) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for slot in dirty.drain(..) {
-            if let Some(connection) = self.connections.get_mut(slot as usize) {
+            if let Some(connection) = self.connections.get_mut(slot) {
                 connection.dirty = false;
                 connection.flush(shared, now_ms);
             }
@@ -675,20 +707,36 @@ impl Drop for Custody {
 }
 
 /// The task of a WebSocket connection: waits for readiness, holds nothing.
-pub(crate) async fn drive(lane: Rc<Lane>, key: Key) {
-    let custody = Custody { lane, key };
-    let lane = &custody.lane;
-    let mut ups = Vec::new();
-    let mut turns = 0u8;
-    loop {
-        match std::future::poll_fn(|cx| lane.step(key, cx, &mut ups)).await {
-            Step::Gone => return,
-            Step::Forward => lane.forward(key, &mut ups).await,
+pub(crate) struct Drive(Custody);
+
+/// With it tokio's cell of the task is 128 bytes; one more word would make it 256.
+const _: () = assert!(size_of::<TrackedFuture<Drive>>() <= 24, "each connection has one");
+
+impl Drive {
+    pub fn new(lane: Rc<Lane>, key: Key) -> Self {
+        Self(Custody { lane, key })
+    }
+}
+
+impl Future for Drive {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Custody { lane, key } = &self.0;
+        let mut ups = lane.read.take();
+        for _ in 0..TURNS_MAX {
+            match lane.step(*key, cx, &mut ups) {
+                Poll::Ready(Step::Gone) => return Poll::Ready(()),
+                Poll::Ready(Step::Forward) => lane.forward_beside(*key, &mut ups),
+                Poll::Pending => {
+                    lane.read.set(ups);
+                    return Poll::Pending;
+                }
+            }
         }
-        turns = turns.wrapping_add(1);
-        if turns.is_multiple_of(TURNS_MAX) {
-            // A client that never stops sending shares the lane with the others.
-            tokio::task::yield_now().await;
-        }
+        lane.read.set(ups);
+        // A client that never stops sending shares the lane with the others.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

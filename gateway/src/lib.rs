@@ -25,6 +25,7 @@ mod outgoing;
 mod quic;
 mod resume;
 mod shared;
+mod slots;
 mod telemetry;
 mod tls;
 mod token;
