@@ -19,15 +19,24 @@ use crate::config::Limits;
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: Limits,
-    addresses: DashMap<IpAddr, u32>,
+    addresses: DashMap<IpAddr, Arc<Address>>,
     users: DashMap<UserId, Arc<User>>,
     connections: AtomicU32,
     handshakes: AtomicU32,
 }
 
+/// What the connections of one address share.
+#[derive(Debug)]
+struct Address {
+    admission: Arc<Admission>,
+    address: IpAddr,
+    connections: AtomicU32,
+}
+
 /// What the connections of one user share.
 #[derive(Debug)]
 pub(crate) struct User {
+    admission: Arc<Admission>,
     id: UserId,
     connections: AtomicU32,
     /// The rate of SENDs holds for the user, not for each connection.
@@ -37,8 +46,7 @@ pub(crate) struct User {
 /// A connection's place under its address and in all.
 #[derive(Debug)]
 pub(crate) struct AddressPermit {
-    admission: Arc<Admission>,
-    address: IpAddr,
+    address: Arc<Address>,
     /// Connections of the lane that has this one.
     lane: Option<Arc<AtomicU32>>,
     /// The address has more connections than it may: this one is told so and closed.
@@ -48,7 +56,6 @@ pub(crate) struct AddressPermit {
 /// A session's place under its user.
 #[derive(Debug)]
 pub(crate) struct UserPermit {
-    admission: Arc<Admission>,
     pub user: Arc<User>,
 }
 
@@ -90,15 +97,16 @@ impl Admission {
             return None;
         }
         let most = self.limits.connections_per_address;
-        let mut count = self.addresses.entry(address).or_insert(0);
-        if *count >= most.saturating_mul(2) {
+        let of = self.addresses.entry(address).or_insert_with(|| {
+            Arc::new(Address { admission: self.clone(), address, connections: AtomicU32::new(0) })
+        });
+        // Under the map's lock, as in `drop`: an entry that is counted is never removed.
+        if of.connections.load(Ordering::Relaxed) >= most.saturating_mul(2) {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        *count += 1;
-        let over = *count > most;
-        drop(count);
-        Some(AddressPermit { admission: self.clone(), address, lane: None, over })
+        let over = of.connections.fetch_add(1, Ordering::Relaxed) >= most;
+        Some(AddressPermit { address: of.clone(), lane: None, over })
     }
 
     /// Handshakes under way.
@@ -121,14 +129,15 @@ impl Admission {
     /// `CONNECTIONS_PER_USER`.
     pub fn user(self: &Arc<Self>, id: UserId) -> Result<UserPermit, Code> {
         let user = self.users.entry(id).or_insert_with(|| {
-            Arc::new(User { id, connections: AtomicU32::new(0), sends: Mutex::default() })
+            let (admission, sends) = (self.clone(), Mutex::default());
+            Arc::new(User { admission, id, connections: AtomicU32::new(0), sends })
         });
         // Under the map's lock, as in `drop`: an entry that is counted is never removed.
         if user.connections.load(Ordering::Relaxed) >= self.limits.connections_per_user {
             return Err(Code::CONNECTIONS_PER_USER);
         }
         user.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(UserPermit { admission: self.clone(), user: user.clone() })
+        Ok(UserPermit { user: user.clone() })
     }
 }
 
@@ -145,17 +154,18 @@ impl Drop for AddressPermit {
         if let Some(lane) = &self.lane {
             lane.fetch_sub(1, Ordering::Relaxed);
         }
-        self.admission.connections.fetch_sub(1, Ordering::Relaxed);
-        self.admission.addresses.remove_if_mut(&self.address, |_, count| {
-            *count = count.saturating_sub(1);
-            *count == 0
+        let admission = &self.address.admission;
+        admission.connections.fetch_sub(1, Ordering::Relaxed);
+        admission.addresses.remove_if(&self.address.address, |_, address| {
+            address.connections.fetch_sub(1, Ordering::Relaxed) == 1
         });
     }
 }
 
 impl Drop for UserPermit {
     fn drop(&mut self) {
-        self.admission
+        self.user
+            .admission
             .users
             .remove_if(&self.user.id, |_, user| user.connections.fetch_sub(1, Ordering::Relaxed) == 1);
     }

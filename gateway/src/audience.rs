@@ -12,6 +12,8 @@ use hashbrown::HashMap;
 
 /// Members above which a channel keeps an index of their slots.
 const INDEXED_ABOVE: usize = 128;
+/// Places that a channel's list grows by at the least.
+const ROOM_MIN: usize = 4;
 /// Members of ended connections that are worth a look at everything.
 const STALE_MIN: usize = 4_096;
 
@@ -53,6 +55,9 @@ impl Members {
 
     fn push(&mut self, member: Member) {
         let place = self.list.len() as u32;
+        if self.list.len() == self.list.capacity() {
+            self.list.reserve_exact(ROOM_MIN.max(self.list.len() / 8));
+        }
         self.list.push(member);
         if let Some(index) = &mut self.index {
             index.insert(member.slot(), place);

@@ -95,24 +95,34 @@ pub(crate) struct Connection {
     pub origin: Origin,
     /// Channels whose audience it is in, as counted here.
     pub memberships: u32,
+    /// Of the device, for the next resume secret.
+    generation: u32,
     /// On a list of the next flush pass.
     pub dirty: Dirty,
     /// The socket failed: nothing can be written any more.
     pub broken: bool,
+    /// What it sent waits for room at its owner: nothing is read until then.
+    pub forwards: bool,
     /// Of its task.
     waker: Option<Waker>,
-    pub early: Option<Box<Early>>,
-    held: Option<Box<Held>>,
-    /// FETCH requests: the one being answered, 0 if none, and those that wait for it.
-    fetch: u64,
-    #[expect(clippy::box_collection, reason = "8 bytes in a connection that has none")]
-    fetches: Option<Box<VecDeque<Frame>>>,
-    /// Of the device, for the next resume secret.
-    generation: u32,
+    rare: Option<Box<Rare>>,
     /// Tokens issued before this time were revoked before the session opened, Unix seconds.
     tokens_from_s: u64,
     user: UserPermit,
     _address: AddressPermit,
+}
+
+/// Each lane has 45 of them on a page of 16 KiB: see [`crate::slots`].
+const _: () = assert!(size_of::<Option<Connection>>() <= 364, "each session has one");
+
+/// What few connections have at a time.
+#[derive(Default)]
+struct Rare {
+    early: Option<Early>,
+    held: Held,
+    /// FETCH requests: the one being answered, 0 if none, and those that wait for it.
+    fetch: u64,
+    fetches: VecDeque<Frame>,
 }
 
 /// The frames of a session that must authenticate first.
@@ -137,18 +147,46 @@ impl Connection {
             stage: Stage::Opening(Box::new(opening)),
             origin,
             memberships: 0,
+            generation: 0,
             dirty: Dirty::No,
             broken: false,
+            forwards: false,
             waker: None,
-            early,
-            held: None,
-            fetch: 0,
-            fetches: None,
-            generation: 0,
+            rare: early.map(|early| Box::new(Rare { early: Some(*early), ..Rare::default() })),
             tokens_from_s: 0,
             user,
             _address: address,
         }
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Gives the room back where nothing rare is left.
+    fn tidy(&mut self) {
+        let is_over = |rare: &Rare| {
+            rare.early.is_none() && rare.held.frames.is_empty() && rare.fetch == 0 && rare.fetches.is_empty()
+        };
+        self.rare.take_if(|rare| is_over(rare));
+    }
+
+    fn fetching(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.fetch)
+    }
+
+    fn fetched(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.fetch = 0;
+        }
+        self.tidy();
+    }
+
+    /// What came behind HELLO, once.
+    pub fn take_early(&mut self) -> Option<Early> {
+        let early = self.rare.as_mut()?.early.take();
+        self.tidy();
+        early
     }
 
     // ---- the session's life
@@ -279,7 +317,8 @@ impl Connection {
 
     fn begin_close(&mut self, shared: &Shared, now_ms: u64, code: Option<Code>) {
         self.stage = Stage::Closing { until_ms: now_ms + LINGER_MS };
-        (self.early, self.held, self.fetches) = (None, None, None);
+        let fetch = self.fetching();
+        self.rare = (fetch != 0).then(|| Box::new(Rare { fetch, ..Rare::default() }));
         if code == Some(Code::SLOW_READER) {
             self.queue.clear();
         }
@@ -343,8 +382,9 @@ impl Connection {
             let Stage::Open(session) = &mut self.stage else { return };
             session.replied(&frame);
             let number = frame.routed().map_or(0, |routed| routed.seq);
-            if self.fetch != 0 && number == self.fetch && answers_fetch(&frame) {
-                self.fetch = 0;
+            let fetch = self.rare.as_ref().map_or(0, |rare| rare.fetch);
+            if fetch != 0 && number == fetch && answers_fetch(&frame) {
+                self.fetched();
             }
             let kind = frame_kind(&frame.header);
             let channel = match kind {
@@ -457,7 +497,7 @@ impl Connection {
         if self.broken {
             self.queue.clear();
             self.wake();
-        } else if self.fetches.is_some() {
+        } else if self.rare.is_some() {
             self.next_fetch(shared, now_ms);
         }
     }
@@ -576,7 +616,7 @@ impl Connection {
                 }
             }
             Ok(Action::Hold) => {
-                let held = self.held.get_or_insert_default();
+                let held = &mut self.rare().held;
                 held.bytes += frame.bytes.len();
                 held.frames.push(frame);
                 if held.bytes > HELD_BYTES_MAX {
@@ -616,7 +656,8 @@ impl Connection {
             session.authenticated(until);
         }
         self.control(server::auth_taken(until_ms, secret, secret_until_ms), now_ms);
-        let held = self.held.take().unwrap_or_default();
+        let held = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.held)).unwrap_or_default();
+        self.tidy();
         for frame in held.frames {
             self.frame(shared, now_ms, frame, ups);
         }
@@ -624,12 +665,15 @@ impl Connection {
 
     /// One FETCH is answered at a time, so that what waits for a session is bounded by one answer.
     fn fetch(&mut self, frame: Frame, ups: &mut Vec<Up>) {
-        if self.fetch == 0 && self.fetches.is_none() {
-            self.fetch = frame.routed().map_or(0, |routed| routed.seq);
+        let number = frame.routed().map_or(0, |routed| routed.seq);
+        let rare = self.rare();
+        if rare.fetch == 0 && rare.fetches.is_empty() {
+            rare.fetch = number;
+            self.tidy();
             ups.push(Up::Frame { origin: self.origin, frame });
         } else {
             // Bounded by the requests in flight.
-            self.fetches.get_or_insert_default().push_back(frame);
+            rare.fetches.push_back(frame);
         }
     }
 
@@ -638,16 +682,13 @@ impl Connection {
             Link::Ws { .. } => 0,
             Link::Quic(link) => link.history(),
         };
-        if self.fetch != 0 || self.queue.history() + other > HISTORY_LEFT_BYTES_MAX {
+        if self.fetching() != 0 || self.queue.history() + other > HISTORY_LEFT_BYTES_MAX {
             return;
         }
-        let Some(fetches) = &mut self.fetches else { return };
-        let next = fetches.pop_front();
-        if fetches.is_empty() {
-            self.fetches = None;
-        }
-        let Some(frame) = next else { return };
-        self.fetch = frame.routed().map_or(0, |routed| routed.seq);
+        let Some(rare) = &mut self.rare else { return };
+        let Some(frame) = rare.fetches.pop_front() else { return };
+        rare.fetch = frame.routed().map_or(0, |routed| routed.seq);
+        self.tidy();
         if shared.uplink.try_send(Up::Frame { origin: self.origin, frame: frame.clone() }).is_err() {
             self.unsent(&frame, now_ms);
         }
@@ -662,7 +703,7 @@ impl Connection {
         }
         let answer = server::failed(frame, Code::RETRY_LATER, server::RETRY_AFTER_MS);
         if frame.frame_type() == Fetch {
-            self.fetch = 0;
+            self.fetched();
             if let Link::Quic(link) = &mut self.link {
                 let number = frame.routed().map_or(0, |routed| routed.seq);
                 return link.answer_fetch(&mut self.queue, number, answer, now_ms);

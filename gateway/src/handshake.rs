@@ -117,7 +117,7 @@ pub(crate) async fn websocket(
     let opened = Box::pin(tokio::time::timeout_at(last, shake(&lane, stream, address, deadline))).await;
     drop(permit);
     match opened {
-        Ok(Ok(Some(key))) => lane.tasks.spawn_local(lane::drive(lane.clone(), key)),
+        Ok(Ok(Some(key))) => lane.tasks.spawn_local(lane::Drive::new(lane.clone(), key)),
         Ok(Ok(None) | Err(_)) | Err(_) => return,
     };
 }

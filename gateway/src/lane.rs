@@ -22,13 +22,12 @@ use fanfare_proto::{
     link::{AudienceChange, Down, Handle, Up},
     session::server,
 };
-use slab::Slab;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     sync::Notify,
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
 use crate::{
     audience::Audience,
@@ -38,6 +37,7 @@ use crate::{
     inbox::{Inbox, Item},
     quic,
     shared::Shared,
+    slots::Slots,
 };
 
 /// Bytes of the buffer that all connections of a lane are read through.
@@ -89,7 +89,9 @@ pub(crate) struct Lane {
     scratch: RefCell<Box<[u8]>>,
     ups: RefCell<Ups>,
     /// There is something in `ups` that should not wait.
-    read: Notify,
+    has_ups: Notify,
+    /// What one turn of a connection's task has read, for the next one to use.
+    read: Cell<Vec<Up>>,
     /// Frames handed up since the last sweep.
     frames_in: Cell<u64>,
     /// Handshakes and connections; the lane ends when they have.
@@ -105,7 +107,7 @@ struct Ups {
 }
 
 struct State {
-    connections: Slab<Connection>,
+    connections: Slots<Connection>,
     audience: Audience,
     gathers: Gathers,
     /// Slots with something to write.
@@ -155,7 +157,7 @@ impl Meters {
 impl Lane {
     pub fn new(number: u8, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Rc<Self> {
         let state = State {
-            connections: Slab::new(),
+            connections: Slots::new(),
             audience: Audience::default(),
             gathers: Gathers::default(),
             dirty: Vec::new(),
@@ -179,7 +181,8 @@ impl Lane {
             state: state.into(),
             scratch: scratch.into(),
             ups: RefCell::default(),
-            read: Notify::new(),
+            has_ups: Notify::new(),
+            read: Cell::default(),
             frames_in,
             tasks,
         })
@@ -196,7 +199,7 @@ impl Lane {
             let acks_due = acks_since.unwrap_or_else(Instant::now) + ACKS_WAIT;
             tokio::select! {
                 () = self.inbox.filled() => {}
-                () = self.read.notified() => {}
+                () = self.has_ups.notified() => {}
                 () = tokio::time::sleep_until(acks_due), if acks_since.is_some() => {}
                 _ = sweep.tick() => self.guarded(|| self.sweep()),
                 () = tokio::time::sleep(Duration::from_millis(10)), if closing => {}
@@ -221,8 +224,8 @@ impl Lane {
                 break;
             }
         }
-        let ended = std::mem::take(&mut self.state.borrow_mut().connections);
-        for (_, mut connection) in ended {
+        let ended = self.state.borrow_mut().connections.drain();
+        for mut connection in ended {
             connection.end(&self.shared);
             connection.wake();
         }
@@ -289,10 +292,10 @@ impl Lane {
                 let mut state = self.state.borrow_mut();
                 let state = &mut *state;
                 let go_away = server::go_away(delay_ms, "", Code::GOING_AWAY);
-                for (slot, connection) in &mut state.connections {
+                for (slot, connection) in state.connections.iter_mut() {
                     if matches!(connection.stage, Stage::Open(_)) {
                         connection.control(go_away.clone(), now_ms);
-                        mark(&mut state.dirty, slot as u32, connection);
+                        mark(&mut state.dirty, slot, connection);
                     }
                 }
             }
@@ -300,10 +303,10 @@ impl Lane {
                 let mut state = self.state.borrow_mut();
                 let state = &mut *state;
                 state.closing_by_ms = Some(now_ms + LINGER_MS + 500);
-                for (slot, connection) in &mut state.connections {
+                for (slot, connection) in state.connections.iter_mut() {
                     if !matches!(connection.stage, Stage::Closing { .. }) {
                         connection.close(&self.shared, now_ms, Code::GOING_AWAY);
-                        mark(&mut state.dirty, slot as u32, connection);
+                        mark(&mut state.dirty, slot, connection);
                     }
                 }
             }
@@ -330,20 +333,20 @@ impl Lane {
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            for (slot, connection) in &mut state.connections {
+            for (slot, connection) in state.connections.iter_mut() {
                 let before = connection.waiting_bytes();
                 connection.sweep(&self.shared, now_ms);
                 let after = connection.waiting_bytes();
                 waiting_bytes += after;
                 if after != before {
-                    mark(&mut state.dirty, slot as u32, connection);
+                    mark(&mut state.dirty, slot, connection);
                 }
                 match connection.stage {
                     Stage::Closing { until_ms } if now_ms >= until_ms => {
                         if let Link::Quic(link) = &connection.link {
                             link.abandon();
                         }
-                        gone.push(slot as u32);
+                        gone.push(slot);
                     }
                     _ => {}
                 }
@@ -391,10 +394,9 @@ impl Lane {
         }
         let generation = state.next_generation;
         state.next_generation = generation.wrapping_add(1).max(1);
-        let entry = state.connections.vacant_entry();
-        let key = Key { slot: entry.key() as u32, generation };
-        let connection = entry.insert(make(Handle::new(self.number, key.slot, generation)));
-        Ok((key, connection.open_request()))
+        let made = state.connections.insert(|slot| make(Handle::new(self.number, slot, generation)));
+        let (slot, connection) = made;
+        Ok((Key { slot, generation }, connection.open_request()))
     }
 
     /// Does something with a connection that is still there, and writes what came of it.
@@ -422,19 +424,16 @@ impl Lane {
     fn remove_slot(&self, slot: u32) -> Option<Connection> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let mut connection = state.connections.try_remove(slot as usize)?;
+        let mut connection = state.connections.remove(slot)?;
         connection.end(&self.shared);
         connection.wake();
         if state.audience.ended(connection.memberships) {
             let connections = &state.connections;
             state.audience.compact(|member| {
-                let connection = connections.get(member.slot() as usize);
+                let connection = connections.get(member.slot());
                 connection
                     .is_some_and(|connection| connection.origin.handle.generation() == member.generation)
             });
-        }
-        if state.connections.capacity() > 1024 && state.connections.len() * 4 < state.connections.capacity() {
-            state.connections.shrink_to_fit();
         }
         Some(connection)
     }
@@ -464,10 +463,9 @@ impl Lane {
             let mut state = self.state.borrow_mut();
             let Some(connection) = state.get(key) else { return Poll::Ready(Step::Gone) };
             connection.set_waker(cx.waker());
-            if let Some(early) =
-                (matches!(connection.stage, Stage::Open(_))).then(|| connection.early.take()).flatten()
+            if matches!(connection.stage, Stage::Open(_))
+                && let Some(mut early) = connection.take_early()
             {
-                let mut early = *early;
                 connection.message(shared, now_ms, early.frames, ups);
                 connection.bytes(shared, now_ms, &mut early.raw, ups);
             }
@@ -487,6 +485,9 @@ impl Lane {
                     Stage::Closing { .. } if !is_flushed => return Poll::Pending,
                     Stage::Closing { .. } => true,
                 };
+                if connection.forwards {
+                    return Poll::Pending;
+                }
                 // Our direction ends first; the peer's is read out, or closing would reset the connection and the last
                 // frames could be lost.
                 if closing && Pin::new(&mut *wire).poll_shutdown(cx).is_pending() {
@@ -512,19 +513,50 @@ impl Lane {
     /// Hands frames up, in order, at the end of this turn of the lane. Waits where an owner has no room; writing goes on
     /// meanwhile, reading does not.
     pub async fn forward(&self, key: Key, ups: &mut Vec<Up>) {
+        let rest = self.forward_at_once(ups);
+        if !rest.is_empty() {
+            // Boxed, because a connection's task is as big as its biggest state.
+            Box::pin(self.forward_slowly(key, rest)).await;
+        }
+    }
+
+    /// The same by a task of its own: the connection is not read until that is done.
+    fn forward_beside(self: &Rc<Self>, key: Key, ups: &mut Vec<Up>) {
+        let rest = self.forward_at_once(ups);
+        if rest.is_empty() {
+            return;
+        }
+        self.with(key, |connection, _, _| connection.forwards = true);
+        let lane = self.clone();
+        self.tasks.spawn_local(async move {
+            let shared = &lane.shared;
+            for up in rest {
+                let Up::Frame { frame, .. } = &up else { continue };
+                let frame = frame.clone();
+                if shared.uplink.send(up).await.is_err() {
+                    lane.with(key, |connection, _, now_ms| connection.unsent(&frame, now_ms));
+                }
+            }
+            lane.with(key, |connection, _, _| {
+                connection.forwards = false;
+                connection.wake();
+            });
+        });
+    }
+
+    /// Gives what found no room, and what was behind it.
+    fn forward_at_once(&self, ups: &mut Vec<Up>) -> Vec<Up> {
         self.frames_in.set(self.frames_in.get() + ups.len() as u64);
-        let mut rest = std::mem::take(ups).into_iter();
+        let mut rest = ups.drain(..);
         while let Some(up) = rest.next() {
             if !self.shared.uplink.reserve(&up) {
                 // What it sent before goes first.
                 self.hand_over();
-                let rest: Vec<Up> = std::iter::once(up).chain(rest).collect();
-                // Boxed, because a connection's task is as big as its biggest state.
-                Box::pin(self.forward_slowly(key, rest)).await;
-                return;
+                return std::iter::once(up).chain(rest).collect();
             }
             self.add(up);
         }
+        Vec::new()
     }
 
     fn add(&self, up: Up) {
@@ -532,13 +564,13 @@ impl Lane {
         let is_ack = matches!(&up, Up::Frame { frame, .. } if frame.frame_type() == FrameType::Ack);
         if !is_ack {
             if ups.waiting.is_empty() || ups.acks_since.is_some() {
-                self.read.notify_one();
+                self.has_ups.notify_one();
             }
             ups.acks_since = None;
         } else if ups.waiting.is_empty() {
             ups.acks_since = Some(Instant::now());
             // The lane sees that it has to look at the time.
-            self.read.notify_one();
+            self.has_ups.notify_one();
         }
         ups.waiting.push(up);
         if ups.waiting.len() >= UPS_MAX {
@@ -582,7 +614,7 @@ fn mark(dirty: &mut Vec<u32>, slot: u32, connection: &mut Connection) {
 
 impl State {
     fn get(&mut self, key: Key) -> Option<&mut Connection> {
-        let connection = self.connections.get_mut(key.slot as usize)?;
+        let connection = self.connections.get_mut(key.slot)?;
         (connection.origin.handle.generation() == key.generation).then_some(connection)
     }
 
@@ -607,7 +639,7 @@ impl State {
                 self.settle(shared, &frames, now_ms);
                 let is_late = self.is_late(&frames);
                 let key = Key::from(handle);
-                let connection = self.connections.get_mut(key.slot as usize);
+                let connection = self.connections.get_mut(key.slot);
                 if let Some(connection) =
                     connection.filter(|one| one.origin.handle.generation() == key.generation)
                 {
@@ -651,7 +683,7 @@ impl State {
 
     /// Does something with a connection that is still there, which is then written in this pass.
     fn each<R>(&mut self, key: Key, work: impl FnOnce(&mut Connection) -> R) -> Option<R> {
-        let connection = self.connections.get_mut(key.slot as usize)?;
+        let connection = self.connections.get_mut(key.slot)?;
         if connection.origin.handle.generation() != key.generation {
             return None;
         }
@@ -695,7 +727,7 @@ impl State {
     fn change(&mut self, channel: ChannelId, change: AudienceChange) {
         match change {
             AudienceChange::Add(handle, tier) => {
-                let Some(connection) = self.connections.get_mut(handle.slot() as usize) else { return };
+                let Some(connection) = self.connections.get_mut(handle.slot()) else { return };
                 if connection.origin.handle == handle && self.audience.add(channel, handle, tier) {
                     connection.memberships += 1;
                 }
@@ -716,7 +748,7 @@ impl State {
         let Gathered { chunk, tiers, entries } = gathered;
         let mut taken = 0;
         audience.each(chunk.channel, tiers, |member| {
-            let Some(connection) = connections.get_mut(member.slot() as usize) else { return false };
+            let Some(connection) = connections.get_mut(member.slot()) else { return false };
             if connection.origin.handle.generation() != member.generation {
                 return false;
             }
@@ -735,7 +767,7 @@ impl State {
     fn flush(&mut self, shared: &Shared, now_ms: u64) {
         for (slots, which) in [(&mut self.dirty, Dirty::Yes), (&mut self.late, Dirty::Late)] {
             for slot in slots.drain(..) {
-                if let Some(connection) = self.connections.get_mut(slot as usize)
+                if let Some(connection) = self.connections.get_mut(slot)
                     && connection.dirty == which
                 {
                     connection.dirty = Dirty::No;
@@ -762,20 +794,36 @@ impl Drop for Custody {
 }
 
 /// The task of a WebSocket connection: waits for readiness, holds nothing.
-pub(crate) async fn drive(lane: Rc<Lane>, key: Key) {
-    let custody = Custody { lane, key };
-    let lane = &custody.lane;
-    let mut ups = Vec::new();
-    let mut turns = 0u8;
-    loop {
-        match std::future::poll_fn(|cx| lane.step(key, cx, &mut ups)).await {
-            Step::Gone => return,
-            Step::Forward => lane.forward(key, &mut ups).await,
+pub(crate) struct Drive(Custody);
+
+/// With it tokio's cell of the task is 128 bytes; one more word would make it 256.
+const _: () = assert!(size_of::<TrackedFuture<Drive>>() <= 24, "each connection has one");
+
+impl Drive {
+    pub fn new(lane: Rc<Lane>, key: Key) -> Self {
+        Self(Custody { lane, key })
+    }
+}
+
+impl Future for Drive {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Custody { lane, key } = &self.0;
+        let mut ups = lane.read.take();
+        for _ in 0..TURNS_MAX {
+            match lane.step(*key, cx, &mut ups) {
+                Poll::Ready(Step::Gone) => return Poll::Ready(()),
+                Poll::Ready(Step::Forward) => lane.forward_beside(*key, &mut ups),
+                Poll::Pending => {
+                    lane.read.set(ups);
+                    return Poll::Pending;
+                }
+            }
         }
-        turns = turns.wrapping_add(1);
-        if turns.is_multiple_of(TURNS_MAX) {
-            // A client that never stops sending shares the lane with the others.
-            tokio::task::yield_now().await;
-        }
+        lane.read.set(ups);
+        // A client that never stops sending shares the lane with the others.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

@@ -26,6 +26,7 @@ mod outgoing;
 mod quic;
 mod resume;
 mod shared;
+mod slots;
 mod telemetry;
 mod tls;
 mod tls_stream;

@@ -1,12 +1,12 @@
 //! Who listens to a channel now: sessions per gateway, with what a fan-out needs of each gateway.
 
 use fanfare_proto::{
-    SessionId, UserId,
+    UserId,
     link::{GatewayId, Handle, LANES_MAX, Origin},
 };
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
 use smallvec::SmallVec;
+
+use crate::shelves::{Keyed, Shelves};
 
 /// A session that is served.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +15,23 @@ pub struct Listener {
     pub gateway: GatewayId,
     /// Which connection.
     pub handle: Handle,
-    /// Its id.
-    pub session: SessionId,
+}
+
+/// A session at one gateway: a handle names one session for as long as the gateway is there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Place {
+    user: UserId,
+    handle: Handle,
+}
+
+const _: () = assert!(size_of::<Place>() == 16, "each session has one in each of its channels");
+
+impl Keyed for Place {
+    type Key = Self;
+
+    fn key(&self) -> Self {
+        *self
+    }
 }
 
 /// What a channel knows of one gateway.
@@ -24,9 +39,9 @@ pub struct Listener {
 pub struct AtGateway {
     /// Which.
     pub gateway: GatewayId,
-    /// Sessions per lane.
-    lanes: Box<[u32; LANES_MAX]>,
-    sessions: usize,
+    /// Sessions per lane, up to the highest that ever had one.
+    lanes: SmallVec<[u32; 4]>,
+    places: Shelves<Place>,
     /// Everything up to here was sent; set while the gateway is behind the head.
     pub behind: Option<u64>,
 }
@@ -40,110 +55,149 @@ impl AtGateway {
             .filter(|(_, count)| **count > 0)
             .fold(0, |mask, (lane, _)| mask | 1 << lane)
     }
+
+    fn lane(&mut self, handle: Handle) -> &mut u32 {
+        let lane = usize::from(handle.lane()) % LANES_MAX;
+        if lane >= self.lanes.len() {
+            self.lanes.resize(lane + 1, 0);
+        }
+        &mut self.lanes[lane]
+    }
+
+    fn remove(&mut self, place: Place) -> bool {
+        let gone = self.places.remove(place).is_some();
+        if gone {
+            *self.lane(place.handle) -= 1;
+        }
+        gone
+    }
+
+    fn of_user(&self, user: UserId) -> impl Iterator<Item = Handle> + '_ {
+        let first = Place { user, handle: Handle(0) };
+        self.places.from(first).take_while(move |place| place.user == user).map(|place| place.handle)
+    }
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Audience {
-    listeners: HashMap<UserId, SmallVec<[Listener; 1]>, RandomState>,
-    /// By gateway; few.
+    /// By gateway; few, none without sessions.
     pub gateways: SmallVec<[AtGateway; 1]>,
-    sessions: usize,
-}
-
-fn lane_of(handle: Handle) -> usize {
-    usize::from(handle.lane()) % LANES_MAX
 }
 
 impl Audience {
     /// Whether nobody listens.
     pub fn is_empty(&self) -> bool {
-        self.sessions == 0
+        self.gateways.is_empty()
     }
 
     /// Sessions.
     pub fn len(&self) -> usize {
-        self.sessions
+        self.gateways.iter().map(|at| at.places.len()).sum()
     }
 
     /// Whether the session is served.
     pub fn has(&self, origin: &Origin) -> bool {
-        self.listeners.get(&origin.user).is_some_and(|of| of.iter().any(|one| one.session == origin.session))
+        let place = Place { user: origin.user, handle: origin.handle };
+        self.gateways.iter().any(|at| at.gateway == origin.gateway && at.places.get(place).is_some())
     }
 
     /// Serves a session.
     pub fn add(&mut self, origin: &Origin) {
-        let of = self.listeners.entry(origin.user).or_default();
-        if of.iter().any(|one| one.session == origin.session) {
-            return;
-        }
-        of.push(Listener { gateway: origin.gateway, handle: origin.handle, session: origin.session });
-        self.sessions += 1;
         let at = match self.gateways.iter().position(|at| at.gateway == origin.gateway) {
             Some(place) => place,
             None => {
-                let lanes = Box::new([0; LANES_MAX]);
-                self.gateways.push(AtGateway { gateway: origin.gateway, lanes, sessions: 0, behind: None });
+                self.gateways.push(AtGateway {
+                    gateway: origin.gateway,
+                    lanes: SmallVec::new(),
+                    places: Shelves::default(),
+                    behind: None,
+                });
                 self.gateways.len() - 1
             }
         };
         let at = &mut self.gateways[at];
-        at.sessions += 1;
-        at.lanes[lane_of(origin.handle)] += 1;
+        if at.places.insert(Place { user: origin.user, handle: origin.handle }).is_none() {
+            *at.lane(origin.handle) += 1;
+        }
     }
 
-    fn count_out(&mut self, listener: &Listener) {
-        self.sessions -= 1;
-        if let Some(place) = self.gateways.iter().position(|at| at.gateway == listener.gateway) {
-            let at = &mut self.gateways[place];
-            at.sessions -= 1;
-            at.lanes[lane_of(listener.handle)] -= 1;
-            if at.sessions == 0 {
-                self.gateways.swap_remove(place);
-            }
-        }
+    fn forget_empty(&mut self) {
+        self.gateways.retain(|at| at.places.len() > 0);
     }
 
     /// Serves a session no more; says whether it was.
     pub fn remove(&mut self, origin: &Origin) -> bool {
-        let Some(of) = self.listeners.get_mut(&origin.user) else { return false };
-        let Some(place) = of.iter().position(|one| one.session == origin.session) else { return false };
-        let listener = of.swap_remove(place);
-        if of.is_empty() {
-            self.listeners.remove(&origin.user);
-        }
-        self.count_out(&listener);
-        true
+        let Some(at) = self.at(origin.gateway) else { return false };
+        let gone = at.remove(Place { user: origin.user, handle: origin.handle });
+        self.forget_empty();
+        gone
     }
 
     /// Serves none of a user's sessions any more; gives them.
     pub fn remove_user(&mut self, user: UserId) -> SmallVec<[Listener; 1]> {
-        let of = self.listeners.remove(&user).unwrap_or_default();
-        for listener in &of {
-            self.count_out(listener);
+        let of = self.of_user(user);
+        for Listener { gateway, handle } in &of {
+            if let Some(at) = self.at(*gateway) {
+                at.remove(Place { user, handle: *handle });
+            }
         }
+        self.forget_empty();
         of
     }
 
     /// Everything at a gateway is gone.
     pub fn remove_gateway(&mut self, gateway: GatewayId) {
-        self.listeners.retain(|_, of| {
-            of.retain(|one| one.gateway != gateway);
-            !of.is_empty()
-        });
-        if let Some(place) = self.gateways.iter().position(|at| at.gateway == gateway) {
-            self.sessions -= self.gateways[place].sessions;
-            self.gateways.swap_remove(place);
-        }
+        self.gateways.retain(|at| at.gateway != gateway);
     }
 
     /// A user's sessions.
-    pub fn of_user(&self, user: UserId) -> &[Listener] {
-        self.listeners.get(&user).map_or(&[], |of| of.as_slice())
+    pub fn of_user(&self, user: UserId) -> SmallVec<[Listener; 1]> {
+        let of = |at: &AtGateway| {
+            let gateway = at.gateway;
+            at.of_user(user).map(move |handle| Listener { gateway, handle }).collect::<SmallVec<[_; 1]>>()
+        };
+        self.gateways.iter().flat_map(of).collect()
     }
 
     /// What is known of a gateway.
     pub fn at(&mut self, gateway: GatewayId) -> Option<&mut AtGateway> {
         self.gateways.iter_mut().find(|at| at.gateway == gateway)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fanfare_proto::{DeviceId, SessionId};
+
+    use super::*;
+
+    fn origin(gateway: u16, lane: u8, user: u64, session: u64) -> Origin {
+        Origin {
+            gateway: GatewayId(gateway),
+            handle: Handle::new(lane, session as u32, 1),
+            session: SessionId(session),
+            user: UserId(user),
+            device: DeviceId(session),
+        }
+    }
+
+    #[test]
+    fn sessions_come_and_go_by_gateway_and_user() {
+        let mut audience = Audience::default();
+        let all = [origin(1, 0, 7, 1), origin(1, 3, 7, 2), origin(2, 0, 7, 3), origin(1, 3, 8, 4)];
+        for one in all.iter().chain(&all) {
+            audience.add(one);
+        }
+        assert_eq!((audience.len(), audience.of_user(UserId(7)).len()), (4, 3));
+        assert_eq!(audience.at(GatewayId(1)).unwrap().lanes(), 0b1001);
+        assert!(audience.has(&all[1]) && audience.remove(&all[1]) && !audience.remove(&all[1]));
+        assert_eq!(audience.at(GatewayId(1)).unwrap().lanes(), 0b1001);
+        assert_eq!(audience.remove_user(UserId(8)).len(), 1);
+        assert_eq!(audience.at(GatewayId(1)).unwrap().lanes(), 0b1);
+        audience.remove_gateway(GatewayId(2));
+        assert!(!audience.has(&all[2]) && audience.has(&all[0]));
+        assert_eq!(audience.remove_user(UserId(7)).len(), 1);
+        assert!(audience.is_empty());
     }
 }

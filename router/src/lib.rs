@@ -26,6 +26,7 @@ mod page;
 mod repeats;
 mod send;
 mod shard;
+mod shelves;
 mod tail;
 mod uplink;
 mod user;

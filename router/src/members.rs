@@ -6,6 +6,8 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
+use crate::shelves::{Keyed, Shelves};
+
 /// `wire::Role` as stored.
 pub mod role {
     /// May send.
@@ -30,10 +32,50 @@ pub struct Standing {
 /// Seqs a user may see, inclusive, ascending and apart from each other.
 pub type Visible = SmallVec<[(u64, u64); 2]>;
 
+/// A membership in 12 bytes: role in the lowest two bits; in the third, whether everything is visible rather than what came from
+/// joining on; above, the seq of joining. A role of 0 stands for what does not fit, which is in [`Members::odd`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed(4))]
+struct Place {
+    user: UserId,
+    standing: u32,
+}
+
+const _: () = assert!(size_of::<Place>() == 12, "each member has one in each of its channels");
+
+impl Place {
+    fn new(user: UserId, standing: Standing) -> Self {
+        let Standing { role, joined_seq, visible_from } = standing;
+        let fits = (1..4).contains(&role)
+            && joined_seq < 1 << 29
+            && (visible_from == 1 || visible_from == joined_seq);
+        let packed = u32::from(role) | u32::from(visible_from == 1) << 2 | (joined_seq as u32) << 3;
+        Self { user, standing: if fits { packed } else { 0 } }
+    }
+
+    /// `None`: it is among the odd ones.
+    fn standing(self) -> Option<Standing> {
+        let joined_seq = u64::from(self.standing >> 3);
+        let role = (self.standing & 3) as u8;
+        let visible_from = if self.standing & 4 == 0 { joined_seq } else { 1 };
+        (role != 0).then_some(Standing { role, joined_seq, visible_from })
+    }
+}
+
+impl Keyed for Place {
+    type Key = UserId;
+
+    fn key(&self) -> UserId {
+        self.user
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Members {
-    current: HashMap<UserId, Standing, RandomState>,
+    current: Shelves<Place>,
+    /// Of those in force, what does not fit a [`Place`].
+    odd: HashMap<UserId, Standing, RandomState>,
     past: HashMap<UserId, Visible, RandomState>,
     owners: usize,
 }
@@ -64,42 +106,51 @@ impl Members {
 
     /// The user's membership in force.
     pub fn get(&self, user: UserId) -> Option<Standing> {
-        self.current.get(&user).copied()
+        let place = self.current.get(user)?;
+        place.standing().or_else(|| self.odd.get(&user).copied())
     }
 
     /// Whether the user is a member or was.
     pub fn was_ever(&self, user: UserId) -> bool {
-        self.current.contains_key(&user) || self.past.contains_key(&user)
+        self.current.get(user).is_some() || self.past.contains_key(&user)
     }
 
-    /// All in force, in no order.
+    /// All in force, by user.
     pub fn iter(&self) -> impl Iterator<Item = (UserId, Standing)> {
-        self.current.iter().map(|(user, standing)| (*user, *standing))
+        let standing = |place: Place| place.standing().or_else(|| self.odd.get(&place.key()).copied());
+        self.current.iter().filter_map(move |place| Some((place.key(), standing(place)?)))
     }
 
     /// Takes a user in.
     pub fn join(&mut self, user: UserId, role: u8, joined_seq: u64, visible_from: u64) {
         let standing = Standing { role, joined_seq, visible_from };
-        if let Some(old) = self.current.insert(user, standing) {
-            self.owners -= usize::from(old.role == role::OWNER);
+        self.take_out(user);
+        let place = Place::new(user, standing);
+        self.current.insert(place);
+        if place.standing().is_none() {
+            self.odd.insert(user, standing);
         }
         self.owners += usize::from(role == role::OWNER);
     }
 
+    fn take_out(&mut self, user: UserId) -> Option<Standing> {
+        let place = self.current.remove(user)?;
+        let standing = place.standing().or_else(|| self.odd.remove(&user))?;
+        self.owners -= usize::from(standing.role == role::OWNER);
+        Some(standing)
+    }
+
     /// Ends a membership at that seq; what it could see stays known.
     pub fn leave(&mut self, user: UserId, left_seq: u64) -> Option<Standing> {
-        let standing = self.current.remove(&user)?;
-        self.owners -= usize::from(standing.role == role::OWNER);
+        let standing = self.take_out(user)?;
         self.past.entry(user).or_default().push((standing.visible_from, left_seq));
         Some(standing)
     }
 
     /// Changes a role.
     pub fn set_role(&mut self, user: UserId, role: u8) {
-        if let Some(standing) = self.current.get_mut(&user) {
-            self.owners -= usize::from(standing.role == role::OWNER);
-            self.owners += usize::from(role == role::OWNER);
-            standing.role = role;
+        if let Some(standing) = self.get(user) {
+            self.join(user, role, standing.joined_seq, standing.visible_from);
         }
     }
 
@@ -108,12 +159,12 @@ impl Members {
         let past = || {
             self.past.get(&user).into_iter().flatten().any(|(first, last)| (*first..=*last).contains(&seq))
         };
-        self.current.get(&user).is_some_and(|standing| seq >= standing.visible_from || past())
+        self.get(user).is_some_and(|standing| seq >= standing.visible_from || past())
     }
 
     /// What a member may see, over all stretches of membership; `None` for others.
     pub fn visible(&self, user: UserId) -> Option<Visible> {
-        let standing = self.current.get(&user)?;
+        let standing = self.get(user)?;
         let mut ranges: Visible = self.past.get(&user).cloned().unwrap_or_default();
         ranges.push((standing.visible_from, u64::MAX));
         ranges.sort_unstable();
@@ -147,5 +198,39 @@ mod tests {
         assert!(!members.sees(user, 3), "who is out sees nothing");
         members.join(user, role::MEMBER, 13, 1);
         assert_eq!(members.visible(user).unwrap().as_slice(), [(1, u64::MAX)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_twelve_bytes_is_kept_as_it_is() {
+        let seqs = [1, 2, (1 << 29) - 1, 1 << 29, u64::MAX >> 1];
+        let standings: Vec<Standing> = [0, role::MEMBER, role::ADMIN, role::OWNER, 4, 255]
+            .into_iter()
+            .flat_map(|role| seqs.map(|joined_seq| (role, joined_seq)))
+            .flat_map(|(role, joined_seq)| {
+                [1, 2, joined_seq].map(|visible_from| Standing { role, joined_seq, visible_from })
+            })
+            .collect();
+        let mut members = Members::default();
+        let of = |number: usize| UserId(number as u64 * 0x9e37 % 90_001);
+        for (number, standing) in standings.iter().enumerate() {
+            members.join(of(number), standing.role, standing.joined_seq, standing.visible_from);
+        }
+        for (number, standing) in standings.iter().enumerate() {
+            assert_eq!(members.get(of(number)), Some(*standing));
+        }
+        let mut all: Vec<_> =
+            standings.iter().enumerate().map(|(number, standing)| (of(number), *standing)).collect();
+        all.sort_unstable_by_key(|(user, _)| *user);
+        assert!(members.iter().eq(all));
+        assert_eq!(members.owners(), seqs.len() * 3);
+        for number in 0..standings.len() {
+            members.set_role(of(number), role::MEMBER);
+            assert_eq!(members.get(of(number)), Some(Standing { role: role::MEMBER, ..standings[number] }));
+            assert_eq!(
+                members.leave(of(number), 9).map(|gone| gone.joined_seq),
+                Some(standings[number].joined_seq)
+            );
+        }
+        assert_eq!((members.len(), members.owners(), members.odd.len()), (0, 0, 0));
     }
 }

@@ -50,7 +50,8 @@ enum UserTouch {
 }
 
 enum UserSlot {
-    Loading(VecDeque<UserTouch>),
+    #[expect(clippy::box_collection, reason = "8 bytes in the slot of a user that is there")]
+    Loading(Box<VecDeque<UserTouch>>),
     Ready(Box<User>),
 }
 
@@ -299,7 +300,7 @@ impl Shard {
                     UserTouch::Open(open) => Some(open.origin.device),
                     _ => None,
                 };
-                self.users.insert(user, UserSlot::Loading(VecDeque::from([touch])));
+                self.users.insert(user, UserSlot::Loading(Box::new(VecDeque::from([touch]))));
                 let started = self.desk.context.read(self.desk.shard, move |context| {
                     Event::UserLoaded(user, load::user(&*context.metadata, &*context.lists, user, device))
                 });
@@ -364,7 +365,7 @@ impl Shard {
                 let changes = self.overlay.get(&id).into_iter().flatten().map(|(change, _)| change);
                 let user = User::of_loaded(*loaded, changes);
                 self.users.insert(id, UserSlot::Ready(Box::new(user)));
-                for touch in waiting {
+                for touch in *waiting {
                     self.ready_user(id, touch);
                 }
                 return;
@@ -372,7 +373,7 @@ impl Shard {
             Ok(None) => Code::UNKNOWN_USER,
             Err(code) => code,
         };
-        for touch in waiting {
+        for touch in *waiting {
             self.refuse_user(touch, code);
         }
     }

@@ -1,19 +1,19 @@
 //! A user as the owner of its shard holds it: sessions, devices with their positions, and the list of channels.
 
+mod positions;
 mod sync;
 
 use fanfare_proto::{
     ChannelId, Code, DeviceId, Frame, FrameType, SessionId, UserId,
     limits::REPEATED_MAX,
-    link::{Down, Opened, Origin, Proof},
+    link::{Down, GatewayId, Handle, Opened, Origin, Proof},
     wire,
 };
 use fanfare_storage::{
     model::{CursorBatch, Device, DevicePosition, ListChange, User as Row},
     mutant,
 };
-use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::{
@@ -24,7 +24,8 @@ use crate::{
     load::LoadedUser,
     writer::Job,
 };
-pub use sync::Syncing;
+use positions::{Channels, Positions};
+use sync::Syncing;
 
 /// Devices whose positions are kept in memory for one user.
 const DEVICES_MAX: usize = 64;
@@ -42,77 +43,154 @@ pub struct OpenSession {
     pub device_name: String,
 }
 
-/// One live session.
-pub struct Session {
-    origin: Origin,
-    device_name: String,
-    since_ms: u64,
+/// One live session. Its device has its name and since when it is there.
+struct Session {
+    handle: Handle,
+    session: SessionId,
+    syncing: Option<Box<Syncing>>,
+    gateway: GatewayId,
     /// It has asked for its channels: those the user joins from then on are followed too.
     follows: bool,
-    syncing: Option<Syncing>,
 }
 
-/// A device that was heard of since the user was loaded.
+/// A device, known from the stores or heard of since.
 struct OpenDevice {
-    row: Device,
-    positions: HashMap<ChannelId, (u32, u64), RandomState>,
-    dirty: HashSet<ChannelId, RandomState>,
+    device: DeviceId,
+    /// As its client calls it.
+    name: Box<str>,
+    acks_confirmed: u64,
     /// The newest ACK taken.
     acks: u64,
+    /// Unix milliseconds of the last open or close.
+    seen_ms: u64,
+    /// `None` while they are not in memory.
+    positions: Option<Positions>,
+    /// A session that opens ends the one before it.
+    session: Option<Session>,
+    generation: u32,
+    /// It is in the stores.
+    is_stored: bool,
 }
 
-/// See the module.
-pub struct User {
-    row: Row,
-    known: HashMap<DeviceId, Device, RandomState>,
-    devices: HashMap<DeviceId, OpenDevice, RandomState>,
-    channels: HashSet<ChannelId, RandomState>,
-    sessions: Vec<Session>,
-    opening: Vec<OpenSession>,
-    is_due: bool,
+impl OpenDevice {
+    fn new(device: DeviceId) -> Self {
+        Self {
+            device,
+            name: Box::default(),
+            acks_confirmed: 0,
+            acks: 0,
+            seen_ms: 0,
+            positions: None,
+            session: None,
+            generation: 0,
+            is_stored: false,
+        }
+    }
+
+    fn of_row(row: Device) -> Self {
+        Self {
+            name: row.name.into(),
+            acks_confirmed: row.acks_confirmed,
+            acks: row.acks_confirmed,
+            seen_ms: row.seen_ms,
+            generation: row.generation,
+            is_stored: true,
+            ..Self::new(row.device)
+        }
+    }
+
+    fn row(&self, user: UserId, acks_confirmed: u64) -> Device {
+        Device {
+            user,
+            device: self.device,
+            name: self.name.to_string(),
+            generation: self.generation,
+            acks_confirmed,
+            seen_ms: self.seen_ms,
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.positions.as_ref().is_some_and(Positions::is_dirty)
+    }
+
+    /// Something of it is to be written.
+    fn is_due(&self) -> bool {
+        self.is_dirty() || self.acks > self.acks_confirmed
+    }
+
+    fn origin(&self, user: UserId) -> Option<Origin> {
+        let Session { handle, session, gateway, .. } = *self.session.as_ref()?;
+        Some(Origin { gateway, handle, session, user, device: self.device })
+    }
 }
+
+/// See the module. One of it stays in memory for as long as one of its sessions does: most have one device, and one session.
+pub struct User {
+    id: UserId,
+    name: Box<str>,
+    /// As in its row.
+    flags: u32,
+    is_due: bool,
+    tokens_from_s: u64,
+    devices: SmallVec<[OpenDevice; 1]>,
+    channels: Channels,
+    #[expect(clippy::box_collection, reason = "8 bytes in a user of whom nobody opens")]
+    opening: Option<Box<Vec<OpenSession>>>,
+}
+
+const _: () = assert!(size_of::<User>() <= 208, "each session's user has one");
 
 impl User {
     /// As read, with the list changes that are not drained.
     pub fn of_loaded<'a>(loaded: LoadedUser, changes: impl Iterator<Item = &'a ListChange>) -> Self {
         let mut user = Self {
-            row: loaded.user,
-            known: loaded.devices.into_iter().map(|device| (device.device, device)).collect(),
-            devices: HashMap::default(),
-            channels: loaded.channels.into_iter().collect(),
-            sessions: Vec::new(),
-            opening: Vec::new(),
+            id: loaded.user.user,
+            name: loaded.user.name.into(),
+            flags: loaded.user.flags,
             is_due: false,
+            tokens_from_s: loaded.user.tokens_from_s,
+            devices: loaded.devices.into_iter().map(OpenDevice::of_row).collect(),
+            channels: Channels::of(loaded.channels),
+            opening: None,
         };
         for change in changes {
             user.list(change);
         }
         if let Some((device, positions)) = loaded.positions {
-            user.add_device(device, positions);
+            user.add_device(device, &positions);
         }
         user
     }
 
     /// The channels in its list.
     pub fn channels(&self) -> impl Iterator<Item = ChannelId> + '_ {
-        self.channels.iter().copied()
+        self.channels.iter()
     }
 
     /// Sessions.
     pub fn sessions_len(&self) -> usize {
-        self.sessions.len()
+        self.origins().count()
+    }
+
+    fn origins(&self) -> impl Iterator<Item = Origin> + '_ {
+        self.devices.iter().filter_map(|device| device.origin(self.id))
+    }
+
+    fn device(&mut self, device: DeviceId) -> Option<&mut OpenDevice> {
+        self.devices.iter_mut().find(|one| one.device == device)
     }
 
     /// Whether nobody needs it in memory.
     pub fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.opening.is_empty() && !self.is_due
+        self.devices.iter().all(|device| device.session.is_none()) && self.opening.is_none() && !self.is_due
     }
 
     fn list(&mut self, change: &ListChange) {
         if change.listed {
             self.channels.insert(change.channel);
         } else {
-            self.channels.remove(&change.channel);
+            self.channels.remove(change.channel);
         }
     }
 
@@ -122,25 +200,22 @@ impl User {
         if !change.listed {
             return;
         }
-        for session in self.sessions.iter().filter(|session| session.follows) {
-            let subscribe = Subscribe {
-                origin: session.origin,
-                position: None,
-                is_explicit: false,
-                cause: Cause::Joined(change.seq),
-            };
+        let follows = |device: &&OpenDevice| device.session.as_ref().is_some_and(|session| session.follows);
+        for origin in self.devices.iter().filter(follows).filter_map(|device| device.origin(self.id)) {
+            let subscribe =
+                Subscribe { origin, position: None, is_explicit: false, cause: Cause::Joined(change.seq) };
             desk.post_channel(change.channel, Touch::Subscribe(subscribe));
         }
     }
 
     /// Whether the device's positions are in memory.
     pub fn has_device(&self, device: DeviceId) -> bool {
-        self.devices.contains_key(&device)
+        self.devices.iter().any(|one| one.device == device && one.positions.is_some())
     }
 
     /// The device's positions are being read.
     pub fn wait_for_device(&mut self, open: OpenSession) {
-        self.opening.push(open);
+        self.opening.get_or_insert_default().push(open);
     }
 
     /// The device's positions were read: gives the sessions that waited for them.
@@ -149,56 +224,52 @@ impl User {
         device: DeviceId,
         positions: Result<Vec<DevicePosition>, Code>,
     ) -> (Vec<OpenSession>, Option<Code>) {
-        let (ready, rest) = self.opening.drain(..).partition(|open| open.origin.device == device);
-        self.opening = rest;
+        let opening = self.opening.take().unwrap_or_default();
+        let (ready, rest): (Vec<_>, Vec<_>) =
+            opening.into_iter().partition(|open| open.origin.device == device);
+        self.opening = (!rest.is_empty()).then(|| Box::new(rest));
         match positions {
             Err(code) => (ready, Some(code)),
             Ok(positions) => {
-                if !self.devices.contains_key(&device) {
-                    self.add_device(device, positions);
+                if !self.has_device(device) {
+                    self.add_device(device, &positions);
                 }
                 (ready, None)
             }
         }
     }
 
-    fn add_device(&mut self, device: DeviceId, positions: Vec<DevicePosition>) {
-        if self.devices.len() >= DEVICES_MAX {
-            let live: Vec<DeviceId> = self.sessions.iter().map(|session| session.origin.device).collect();
-            self.devices.retain(|device, open| live.contains(device) || !open.dirty.is_empty());
+    fn add_device(&mut self, device: DeviceId, positions: &[DevicePosition]) {
+        let in_memory = self.devices.iter().filter(|one| one.positions.is_some()).count();
+        if in_memory >= DEVICES_MAX {
+            for one in self.devices.iter_mut().filter(|one| one.session.is_none() && !one.is_dirty()) {
+                one.positions = None;
+            }
+            self.devices.retain(|one| one.is_stored || one.positions.is_some());
         }
-        let row = self.known.get(&device).cloned().unwrap_or(Device {
-            user: self.row.user,
-            device,
-            name: String::new(),
-            generation: 0,
-            acks_confirmed: 0,
-            seen_ms: 0,
-        });
-        let positions = positions
-            .into_iter()
-            .map(|position| (position.channel, (position.epoch, position.seq)))
-            .collect();
-        let acks = row.acks_confirmed;
-        self.devices.insert(device, OpenDevice { row, positions, dirty: HashSet::default(), acks });
+        let positions = Some(Positions::of(positions));
+        match self.device(device) {
+            Some(known) => known.positions = positions,
+            None => {
+                self.devices.reserve_exact(1);
+                self.devices.push(OpenDevice { positions, ..OpenDevice::new(device) });
+            }
+        }
     }
 
     /// Registers a session, or refuses it. The device's positions are in memory.
     pub fn open(&mut self, desk: &mut Desk, open: OpenSession) {
         let OpenSession { origin, proof, full, device_name } = open;
         let outcome = self.admit(desk, &origin, proof, full, device_name);
-        if let Ok(_opened) = &outcome {
-            let replaced: Vec<Origin> = self
-                .sessions
-                .iter()
-                .map(|session| session.origin)
-                .filter(|other| other.device == origin.device && other.session != origin.session)
-                .collect();
-            for other in replaced {
-                desk.gateways.tell(&other, Down::Kick { handle: other.handle, code: Code::REPLACED });
-                self.close(desk, &other);
+        let outcome = outcome.map(|(opened, replaced)| {
+            if let Some(other) = replaced {
+                let gone =
+                    Origin { gateway: other.gateway, handle: other.handle, session: other.session, ..origin };
+                desk.gateways.tell(&gone, Down::Kick { handle: gone.handle, code: Code::REPLACED });
+                self.closed(desk, gone, &other);
             }
-        }
+            opened
+        });
         desk.gateways.tell(&origin, Down::Opened { handle: origin.handle, outcome });
     }
 
@@ -209,76 +280,81 @@ impl User {
         proof: Proof,
         full: bool,
         device_name: String,
-    ) -> Result<Opened, Code> {
-        if self.row.flags & Row::DISABLED != 0 {
+    ) -> Result<(Opened, Option<Session>), Code> {
+        if self.flags & Row::DISABLED != 0 {
             return Err(Code::REVOKED);
         }
-        if full && self.row.flags & Row::FULL_DELIVERY == 0 {
+        if full && self.flags & Row::FULL_DELIVERY == 0 {
             return Err(Code::DELIVERY_REFUSED);
         }
-        let device = self.devices.get_mut(&origin.device).ok_or(Code::RETRY_LATER)?;
+        let Self { id: user, tokens_from_s, .. } = *self;
+        let device = self.device(origin.device).filter(|device| device.positions.is_some());
+        let device = device.ok_or(Code::RETRY_LATER)?;
         match proof {
-            Proof::Resume { generation } if generation != device.row.generation => {
+            Proof::Resume { generation } if generation != device.generation => {
                 return Err(Code::RESUME_REFUSED);
             }
-            Proof::Token { issued_s, .. } if issued_s < self.row.tokens_from_s => return Err(Code::REVOKED),
-            Proof::Token { generation: Some(generation), .. } if generation != device.row.generation => {
+            Proof::Token { issued_s, .. } if issued_s < tokens_from_s => return Err(Code::REVOKED),
+            Proof::Token { generation: Some(generation), .. } if generation != device.generation => {
                 return Err(Code::REVOKED);
             }
             Proof::Resume { .. } | Proof::Token { .. } => {}
         }
-        let now_ms = desk.context.now_ms();
-        device.row.name.clone_from(&device_name);
-        device.row.seen_ms = now_ms;
-        let opened = Opened {
-            user_name: self.row.name.clone(),
-            acks_confirmed: device.row.acks_confirmed,
-            generation: device.row.generation,
-            tokens_from_s: self.row.tokens_from_s,
-        };
-        let batch = CursorBatch { devices: vec![device.row.clone()], ..Default::default() };
+        device.name = device_name.into();
+        device.seen_ms = desk.context.now_ms();
+        let (acks_confirmed, generation) = (device.acks_confirmed, device.generation);
+        let batch = CursorBatch { devices: vec![device.row(user, acks_confirmed)], ..Default::default() };
         desk.context.cursors.push(Job { batch, then: None });
-        self.sessions.retain(|session| session.origin.session != origin.session);
-        self.sessions.push(Session {
-            origin: *origin,
-            device_name,
-            since_ms: now_ms,
-            follows: false,
+        let before = device.session.replace(Session {
+            handle: origin.handle,
+            session: origin.session,
             syncing: None,
+            gateway: origin.gateway,
+            follows: false,
         });
-        Ok(opened)
+        let replaced = before.filter(|before| before.session != origin.session);
+        let user_name = self.name.to_string();
+        Ok((Opened { user_name, acks_confirmed, generation, tokens_from_s }, replaced))
     }
 
     /// A session is over: its channels' owners are told.
     pub fn close(&mut self, desk: &mut Desk, origin: &Origin) {
-        self.opening.retain(|open| open.origin.session != origin.session);
-        let Some(place) = self.sessions.iter().position(|one| one.origin.session == origin.session) else {
-            return;
-        };
-        let session = self.sessions.swap_remove(place);
-        if session.follows {
-            for channel in &self.channels {
-                desk.post_channel(*channel, Touch::Unsubscribe(session.origin));
-            }
+        self.retain_opening(|open| open.origin.session != origin.session);
+        let device = self.device(origin.device);
+        let session = device.and_then(|device| device.session.take_if(|one| one.session == origin.session));
+        if let Some(session) = session {
+            self.closed(desk, *origin, &session);
         }
-        if let Some(device) = self.devices.get_mut(&origin.device) {
-            device.row.seen_ms = desk.context.now_ms();
-            if !device.dirty.is_empty() || device.acks > device.row.acks_confirmed {
-                // Written soon, so that the next session of the device begins where this one ended.
-                self.write_positions(desk);
+    }
+
+    fn retain_opening(&mut self, keeps: impl FnMut(&OpenSession) -> bool) {
+        if let Some(opening) = &mut self.opening {
+            opening.retain(keeps);
+            if opening.is_empty() {
+                self.opening = None;
             }
         }
     }
 
+    /// What follows when a session has gone from its device.
+    fn closed(&mut self, desk: &mut Desk, origin: Origin, session: &Session) {
+        if session.follows {
+            for channel in self.channels.iter() {
+                desk.post_channel(channel, Touch::Unsubscribe(origin));
+            }
+        }
+        let Some(device) = self.device(origin.device) else { return };
+        device.seen_ms = desk.context.now_ms();
+        if device.is_due() {
+            // Written soon, so that the next session of the device begins where this one ended.
+            self.write_positions(desk);
+        }
+    }
+
     /// All sessions at a gateway are over.
-    pub fn close_at(&mut self, desk: &mut Desk, gateway: fanfare_proto::link::GatewayId) {
-        let gone: Vec<Origin> = self
-            .sessions
-            .iter()
-            .map(|session| session.origin)
-            .filter(|origin| origin.gateway == gateway)
-            .collect();
-        self.opening.retain(|open| open.origin.gateway != gateway);
+    pub fn close_at(&mut self, desk: &mut Desk, gateway: GatewayId) {
+        let gone: Vec<Origin> = self.origins().filter(|origin| origin.gateway == gateway).collect();
+        self.retain_opening(|open| open.origin.gateway != gateway);
         for origin in gone {
             self.close(desk, &origin);
         }
@@ -287,10 +363,8 @@ impl User {
     /// Ends sessions, of one device where given; gives how many.
     pub fn kick(&mut self, desk: &mut Desk, device: Option<DeviceId>, code: Code) -> usize {
         let gone: Vec<Origin> = self
-            .sessions
-            .iter()
-            .map(|session| session.origin)
-            .chain(self.opening.iter().map(|open| open.origin))
+            .origins()
+            .chain(self.opening.iter().flat_map(|opening| opening.iter()).map(|open| open.origin))
             .filter(|origin| device.is_none_or(|device| device == origin.device))
             .filter(|_| !mutant::is("session-outlives-revocation"))
             .collect();
@@ -303,20 +377,17 @@ impl User {
 
     /// Frames for all sessions.
     pub fn tell(&self, desk: &mut Desk, frames: &bytes::Bytes) {
-        for session in &self.sessions {
-            desk.gateways.reply(&session.origin, frames.clone());
+        for origin in self.origins() {
+            desk.gateways.reply(&origin, frames.clone());
         }
     }
 
     /// The device's generation was raised.
     pub fn revoked(&mut self, desk: &mut Desk, device: DeviceId, generation: u32) -> usize {
-        if let Some(open) = self.devices.get_mut(&device)
-            && !mutant::is("session-cache-ignores-revoke")
+        if let Some(open) = self.device(device)
+            && (open.positions.is_none() || !mutant::is("session-cache-ignores-revoke"))
         {
-            open.row.generation = generation;
-        }
-        if let Some(known) = self.known.get_mut(&device) {
-            known.generation = generation;
+            open.generation = generation;
         }
         self.kick(desk, Some(device), Code::REVOKED)
     }
@@ -324,11 +395,10 @@ impl User {
     /// The row changed in SQL: sessions end with this error, and what opens from here on goes by the new row. Gives the
     /// devices that are known, for the caller to raise their generations.
     pub fn row_changed(&mut self, desk: &mut Desk, row: Row, code: Code) -> Vec<DeviceId> {
-        self.row = row;
+        (self.name, self.flags, self.tokens_from_s) = (row.name.into(), row.flags, row.tokens_from_s);
         self.kick(desk, None, code);
-        let mut devices: Vec<DeviceId> = self.known.keys().chain(self.devices.keys()).copied().collect();
+        let mut devices: Vec<DeviceId> = self.devices.iter().map(|device| device.device).collect();
         devices.sort_unstable();
-        devices.dedup();
         devices
     }
 
@@ -353,16 +423,13 @@ impl User {
         if ack.positions.len() > REPEATED_MAX {
             return Err(Code::BAD_FIELD);
         }
-        let device = self.devices.get_mut(&origin.device).ok_or(Code::RETRY_LATER)?;
+        let device = self.devices.iter_mut().find(|device| device.device == origin.device);
+        let device = device.ok_or(Code::RETRY_LATER)?;
+        let positions = device.positions.as_mut().ok_or(Code::RETRY_LATER)?;
         for position in ack.positions {
             let channel = ChannelId(position.channel);
-            let to = (position.epoch, position.seq);
-            if self.channels.contains(&channel) && position.seq >> 63 == 0 {
-                let held = device.positions.entry(channel).or_insert((0, 0));
-                if to > *held {
-                    *held = to;
-                    device.dirty.insert(channel);
-                }
+            if self.channels.contains(channel) && position.seq >> 63 == 0 {
+                positions.raise(channel, (position.epoch, position.seq));
             }
         }
         device.acks = device.acks.max(ack.number);
@@ -373,35 +440,30 @@ impl User {
     fn make_due(&mut self, desk: &mut Desk) {
         if !self.is_due {
             self.is_due = true;
-            desk.at(Instant::now() + desk.context.config.cursors_every, Due::Positions(self.row.user));
+            desk.at(Instant::now() + desk.context.config.cursors_every, Due::Positions(self.id));
         }
     }
 
     /// Hands what moved to the writer, and to the channels' owners: what a device holds was delivered to its user.
     pub fn write_positions(&mut self, desk: &mut Desk) {
-        let user = self.row.user;
-        for (device, open) in &mut self.devices {
-            if open.dirty.is_empty() && open.acks <= open.row.acks_confirmed {
-                continue;
-            }
+        let user = self.id;
+        for open in self.devices.iter_mut().filter(|open| open.is_due()) {
             if !desk.context.cursors.has_room() {
                 self.is_due = true;
                 desk.at(Instant::now() + std::time::Duration::from_secs(1), Due::Positions(user));
                 return;
             }
-            let positions: Vec<DevicePosition> = open
-                .dirty
-                .drain()
-                .filter_map(|channel| {
-                    let (epoch, seq) = *open.positions.get(&channel)?;
-                    Some(DevicePosition { user, device: *device, channel, epoch, seq })
-                })
+            let device = open.device;
+            let dirty = open.positions.as_mut().map(Positions::take_dirty).unwrap_or_default();
+            let positions: Vec<DevicePosition> = dirty
+                .into_iter()
+                .map(|(channel, (epoch, seq))| DevicePosition { user, device, channel, epoch, seq })
                 .collect();
             for position in &positions {
                 desk.post_channel(position.channel, Touch::Delivered(user, position.seq));
             }
-            let row = Device { acks_confirmed: open.acks, ..open.row.clone() };
-            let then = Some((desk.shard, Written::Device(user, *device, open.acks)));
+            let row = open.row(user, open.acks);
+            let then = Some((desk.shard, Written::Device(user, device, open.acks)));
             let batch = CursorBatch { positions, devices: vec![row], ..Default::default() };
             desk.context.cursors.push(Job { batch, then });
         }
@@ -410,36 +472,38 @@ impl User {
 
     /// ACKs of the device up to that number are written.
     pub fn confirmed(&mut self, desk: &mut Desk, device: DeviceId, number: u64) {
-        let Some(open) = self.devices.get_mut(&device) else { return };
-        open.row.acks_confirmed = open.row.acks_confirmed.max(number);
-        let number = open.row.acks_confirmed;
-        for session in self.sessions.iter().filter(|session| session.origin.device == device) {
-            let origin = session.origin;
+        let user = self.id;
+        let Some(open) = self.device(device) else { return };
+        open.acks_confirmed = open.acks_confirmed.max(number);
+        let number = open.acks_confirmed;
+        if let Some(origin) = open.origin(user) {
             desk.gateways.tell(&origin, Down::Confirmed { handle: origin.handle, number });
         }
     }
 
     /// For people.
     pub fn summaries(&self) -> Vec<SessionSummary> {
-        self.sessions
-            .iter()
-            .map(|session| SessionSummary {
-                user: self.row.user,
-                session: session.origin.session,
-                device: session.origin.device,
-                device_name: session.device_name.clone(),
-                gateway: session.origin.gateway,
-                since_ms: session.since_ms,
+        let of = |device: &OpenDevice| {
+            let origin = device.origin(self.id)?;
+            Some(SessionSummary {
+                user: self.id,
+                session: origin.session,
+                device: device.device,
+                device_name: device.name.to_string(),
+                gateway: origin.gateway,
+                since_ms: device.seen_ms,
             })
-            .collect()
+        };
+        self.devices.iter().filter_map(of).collect()
     }
 
-    fn session(&mut self, session: SessionId) -> Option<&mut Session> {
-        self.sessions.iter_mut().find(|one| one.origin.session == session)
+    fn session(&mut self, origin: &Origin) -> Option<&mut Session> {
+        let session = self.device(origin.device)?.session.as_mut()?;
+        (session.session == origin.session).then_some(session)
     }
 
     /// Its id.
     pub fn id(&self) -> UserId {
-        self.row.user
+        self.id
     }
 }

@@ -55,15 +55,15 @@ impl User {
         }
         meter::sync();
         let total = self.channels.len();
-        let channels: Vec<ChannelId> = self.channels.iter().copied().collect();
-        let Some(session) = self.session(origin.session) else { return Ok(()) };
+        let channels: Vec<ChannelId> = self.channels.iter().collect();
+        let Some(session) = self.session(origin) else { return Ok(()) };
         if session.syncing.is_some() {
             return Err(Code::TOO_MANY_IN_FLIGHT);
         }
         let id = desk.ids.next(desk.context.now_ms());
         session.follows = true;
         let window = if sync.window == 0 { WINDOW_DEFAULT } else { sync.window };
-        session.syncing = Some(Syncing {
+        session.syncing = Some(Box::new(Syncing {
             id,
             explicit: sync
                 .positions
@@ -78,7 +78,7 @@ impl User {
             total: 0,
             failed: None,
             budget: Arc::new(AtomicUsize::new(SYNC_FILL_BYTES_MAX)),
-        });
+        }));
         for channel in &channels {
             desk.post_channel(*channel, Touch::Head { origin: *origin, sync: id });
         }
@@ -97,7 +97,7 @@ impl User {
             Word::Subscribed { channel, served: Ok(Some(position)), .. } => Some((*channel, *position)),
             _ => None,
         };
-        let Some(session) = self.session(origin.session) else { return };
+        let Some(session) = self.session(&origin) else { return };
         let Some(syncing) = session.syncing.as_mut().filter(|syncing| syncing.id == sync) else { return };
         syncing.waiting = syncing.waiting.saturating_sub(1);
         match word {
@@ -111,9 +111,10 @@ impl User {
         let is_complete = syncing.waiting == 0;
         if mutant::is("cursor-saved-before-push")
             && let Some((channel, position)) = saved
-            && let Some(device) = self.devices.get_mut(&origin.device)
+            && let Some(device) = self.device(origin.device)
+            && let Some(positions) = &mut device.positions
         {
-            device.positions.insert(channel, position);
+            positions.set(channel, position);
         }
         if is_complete {
             self.go_on(desk, &origin);
@@ -123,8 +124,9 @@ impl User {
     /// All answers of a step are there: the next step.
     fn go_on(&mut self, desk: &mut Desk, origin: &Origin) {
         let user: UserId = self.id();
-        let devices = &self.devices;
-        let Some(session) = self.sessions.iter_mut().find(|one| one.origin.session == origin.session) else {
+        let Some(device) = self.device(origin.device) else { return };
+        let stored = device.positions.as_ref();
+        let Some(session) = device.session.as_mut().filter(|one| one.session == origin.session) else {
             return;
         };
         let Some(syncing) = &mut session.syncing else { return };
@@ -135,10 +137,9 @@ impl User {
         }
         let is_within = syncing.served < syncing.window;
         let stride = if is_within { 1 } else { STRIDE };
-        let stored = devices.get(&origin.device).map(|device| &device.positions);
         for channel in syncing.queue.drain(..stride.min(syncing.queue.len())) {
             let explicit = syncing.explicit.get(&channel).copied();
-            let position = explicit.or_else(|| stored.and_then(|stored| stored.get(&channel).copied()));
+            let position = explicit.or_else(|| stored.and_then(|stored| stored.get(channel)));
             let budget = is_within.then(|| Arc::clone(&syncing.budget));
             let subscribe = Subscribe {
                 origin: *origin,
