@@ -127,7 +127,7 @@ mod tests {
             slots.remove(number);
         }
         let held = slots.pages.iter().filter(|page| !page.places.is_empty()).count();
-        assert_eq!((slots.pages.len(), held), (3, 3));
+        assert_eq!((slots.pages.len(), held), (2, 2));
         for number in 50..60 {
             slots.remove(number);
         }

@@ -216,6 +216,13 @@ async fn requests_without_an_answer_are_counted() {
     }
     let answer = client.frame(FrameType::SendAck).await;
     assert_eq!((kit::code_of(&answer), answer.routed().unwrap().seq), (Code::TOO_MANY_IN_FLIGHT, 257));
+    // The refusal is written before the others are handed up.
+    let handed_up = async {
+        while house.router.frames.lock().len() < 256 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), handed_up).await.unwrap();
     assert_eq!(house.router.frames.lock().len(), 256);
 }
 

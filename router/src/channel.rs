@@ -240,6 +240,13 @@ impl Channel {
     /// Forgets what is old.
     pub fn sweep(&mut self, now: Instant, desk: &Desk) {
         self.repeats.expire(desk.context.now_ms());
+        // What a burst made room for goes back when it is over.
+        if self.pending.is_empty() {
+            self.pending = VecDeque::new();
+        }
+        if self.parked.is_empty() {
+            self.parked = HashMap::default();
+        }
         self.typed.retain(|_, typed| now.duration_since(*typed) < serve::TYPING_EVERY);
     }
 

@@ -2,15 +2,37 @@
 
 use std::collections::BTreeMap;
 
-use fanfare_proto::{UserId, wire};
+use fanfare_proto::{ChannelId, UserId, wire};
 use fanfare_storage::model::UserCursor;
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashSet;
+
+use crate::shelves::{Keyed, Shelves};
+
+/// A member's cursor without the channel, which all have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Cursor {
+    user: UserId,
+    delivered: u64,
+    read: u64,
+    read_ordinal: u64,
+}
+
+const _: () = assert!(size_of::<Cursor>() == 32, "each member who was delivered anything has one");
+
+impl Keyed for Cursor {
+    type Key = UserId;
+
+    fn key(&self) -> UserId {
+        self.user
+    }
+}
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Cursors {
-    of: HashMap<UserId, UserCursor, RandomState>,
+    channel: ChannelId,
+    of: Shelves<Cursor>,
     delivered: BTreeMap<u64, u32>,
     read: BTreeMap<u64, u32>,
     dirty: HashSet<UserId, RandomState>,
@@ -44,22 +66,30 @@ impl Cursors {
 
     /// A user's cursor; zeros where none is known.
     pub fn get(&self, user: UserId) -> UserCursor {
-        self.of.get(&user).copied().unwrap_or(UserCursor { user, ..Default::default() })
+        let cursor = self.of.get(user).unwrap_or(Cursor { user, delivered: 0, read: 0, read_ordinal: 0 });
+        self.whole(cursor)
+    }
+
+    fn whole(&self, cursor: Cursor) -> UserCursor {
+        let Cursor { user, delivered, read, read_ordinal } = cursor;
+        UserCursor { channel: self.channel, user, delivered, read, read_ordinal }
     }
 
     /// Raises what is higher; says whether anything moved. The caller has clamped it to head and membership.
     pub fn raise(&mut self, to: UserCursor) -> bool {
-        let cursor =
-            self.of.entry(to.user).or_insert(UserCursor { delivered: 0, read: 0, read_ordinal: 0, ..to });
-        let before = *cursor;
+        self.channel = to.channel;
+        let known = self.of.get(to.user);
+        let before = known.unwrap_or(Cursor { user: to.user, delivered: 0, read: 0, read_ordinal: 0 });
+        let mut cursor = before;
         cursor.delivered = before.delivered.max(to.delivered).max(to.read);
         if to.read > before.read {
             cursor.read = to.read;
             cursor.read_ordinal = before.read_ordinal.max(to.read_ordinal);
         }
-        if *cursor == before {
+        if cursor == before {
             return false;
         }
+        self.of.insert(cursor);
         moved(&mut self.delivered, before.delivered, cursor.delivered);
         moved(&mut self.read, before.read, cursor.read);
         self.dirty.insert(to.user);
@@ -68,7 +98,7 @@ impl Cursors {
 
     /// Forgets a user who left.
     pub fn forget(&mut self, user: UserId) {
-        if let Some(cursor) = self.of.remove(&user) {
+        if let Some(cursor) = self.of.remove(user) {
             moved(&mut self.delivered, cursor.delivered, 0);
             moved(&mut self.read, cursor.read, 0);
         }
@@ -89,14 +119,14 @@ impl Cursors {
 
     /// Takes what moved since the last time, to be written.
     pub fn take_dirty(&mut self) -> Vec<UserCursor> {
-        let of = &self.of;
-        self.dirty.drain().filter_map(|user| of.get(&user).copied()).collect()
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().filter_map(|user| Some(self.whole(self.of.get(user)?))).collect()
     }
 
     /// These stand on disk now and may be shown.
     pub fn written(&mut self, users: impl IntoIterator<Item = UserId>) {
         for user in users {
-            if self.of.contains_key(&user) {
+            if self.of.get(user).is_some() {
                 self.written.insert(user);
             }
         }
@@ -104,10 +134,9 @@ impl Cursors {
 
     /// What was written and not yet shown, as others may see it.
     pub fn take_shown(&mut self) -> Vec<wire::Cursor> {
-        let of = &self.of;
-        self.written
-            .drain()
-            .filter_map(|user| of.get(&user))
+        std::mem::take(&mut self.written)
+            .into_iter()
+            .filter_map(|user| self.of.get(user))
             .map(|cursor| wire::Cursor {
                 user: cursor.user.0,
                 delivered: cursor.delivered,

@@ -14,6 +14,8 @@ mod desk;
 mod event;
 mod frames;
 mod gateways;
+#[cfg(test)]
+mod held;
 #[cfg(feature = "history")]
 pub mod history;
 mod load;

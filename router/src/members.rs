@@ -223,13 +223,11 @@ mod tests {
         all.sort_unstable_by_key(|(user, _)| *user);
         assert!(members.iter().eq(all));
         assert_eq!(members.owners(), seqs.len() * 3);
-        for number in 0..standings.len() {
+        for (number, standing) in standings.iter().enumerate() {
             members.set_role(of(number), role::MEMBER);
-            assert_eq!(members.get(of(number)), Some(Standing { role: role::MEMBER, ..standings[number] }));
-            assert_eq!(
-                members.leave(of(number), 9).map(|gone| gone.joined_seq),
-                Some(standings[number].joined_seq)
-            );
+            assert_eq!(members.get(of(number)), Some(Standing { role: role::MEMBER, ..*standing }));
+            let gone = members.leave(of(number), 9);
+            assert_eq!(gone.map(|gone| gone.joined_seq), Some(standing.joined_seq));
         }
         assert_eq!((members.len(), members.owners(), members.odd.len()), (0, 0, 0));
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    hash::BuildHasher as _,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,13 +13,17 @@ use std::{
 use fanfare_proto::{ClientMessageId, MessageId, UserId, link::Origin};
 use fanfare_storage::mutant;
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable, hash_table::Entry};
 use smallvec::SmallVec;
 
 /// How long committed ids are kept.
 pub const KEPT: Duration = Duration::from_secs(600);
 /// Ids a channel may keep while the process as a whole is over its bound.
 pub const KEPT_UNDER_PRESSURE: usize = 1_024;
+/// Places that the list of committed ids grows by at the least.
+const ROOM_MIN: usize = 4;
+/// Places for sends under way that stay when none is.
+const PENDING_KEPT: usize = 4;
 /// Attempts of one send that may wait for the same outcome.
 pub const WAITING_ATTEMPTS_MAX: usize = 16;
 
@@ -59,13 +64,13 @@ pub struct Place {
 
 /// What is known of a key.
 #[derive(Debug)]
-pub enum Known {
+pub enum Known<'r> {
     /// Not yet decided; the attempts that wait for it.
     Pending {
         /// Of the content.
         fingerprint: u64,
         /// Answered when it is decided, the first one first.
-        attempts: SmallVec<[Attempt; 1]>,
+        attempts: &'r mut SmallVec<[Attempt; 1]>,
     },
     /// Committed.
     Done {
@@ -76,11 +81,44 @@ pub enum Known {
     },
 }
 
+#[derive(Debug)]
+struct Pending {
+    fingerprint: u64,
+    attempts: SmallVec<[Attempt; 1]>,
+}
+
+/// A committed send: there may be very many.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed(4))]
+struct Done {
+    key: Key,
+    fingerprint: u64,
+    seq: u64,
+    message_id: MessageId,
+    ordinal: u64,
+    epoch: u32,
+}
+
+const _: () = assert!(size_of::<Done>() == 60, "each send of the last ten minutes has one");
+
+impl Done {
+    fn place(self) -> Place {
+        let Self { epoch, seq, message_id, ordinal, .. } = self;
+        Place { epoch, seq, message_id, ordinal }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Repeats {
-    known: HashMap<Key, Known, RandomState>,
-    order: VecDeque<(u64, Key)>,
+    pending: HashMap<Key, Pending, RandomState>,
+    /// In the order they were learned.
+    done: VecDeque<Done>,
+    /// Of the first of `done`; they count up and around.
+    first: u32,
+    /// By key: the number of the newest.
+    numbers: HashTable<u32>,
+    hasher: RandomState,
     complete_since_ms: u64,
     process_total: Arc<AtomicUsize>,
     process_max: usize,
@@ -90,8 +128,11 @@ impl Repeats {
     /// Knows every id committed since `complete_since_ms`, which are none yet.
     pub fn new(complete_since_ms: u64, process_total: Arc<AtomicUsize>, process_max: usize) -> Self {
         Self {
-            known: HashMap::default(),
-            order: VecDeque::new(),
+            pending: HashMap::default(),
+            done: VecDeque::new(),
+            first: 0,
+            numbers: HashTable::new(),
+            hasher: RandomState::default(),
             complete_since_ms,
             process_total,
             process_max,
@@ -103,33 +144,49 @@ impl Repeats {
         self.complete_since_ms
     }
 
+    fn find(&self, key: &Key) -> Option<Done> {
+        let at = |number: &u32| self.done.get(number.wrapping_sub(self.first) as usize).copied();
+        let is_it = |number: &u32| at(number).is_some_and(|done| { done.key } == *key);
+        at(self.numbers.find(self.hasher.hash_one(key), is_it)?)
+    }
+
     /// What is known of the key.
-    pub fn get(&mut self, key: &Key) -> Option<&mut Known> {
+    pub fn get(&mut self, key: &Key) -> Option<Known<'_>> {
         if mutant::is("no-dedupe") {
             return None;
         }
-        self.known.get_mut(key)
+        if let Some(done) = self.find(key) {
+            return Some(Known::Done { fingerprint: done.fingerprint, place: done.place() });
+        }
+        let Pending { fingerprint, attempts } = self.pending.get_mut(key)?;
+        Some(Known::Pending { fingerprint: *fingerprint, attempts })
     }
 
     /// A send is under way.
     pub fn begin(&mut self, key: Key, fingerprint: u64, attempt: Option<Attempt>) {
         let attempts: SmallVec<[Attempt; 1]> = attempt.into_iter().collect();
         if mutant::is("no-dedupe")
-            && let Some(Known::Pending { attempts: waiting, .. }) = self.known.get_mut(&key)
+            && let Some(Pending { attempts: waiting, .. }) = self.pending.get_mut(&key)
         {
             waiting.extend(attempts);
             return;
         }
-        self.known.insert(key, Known::Pending { fingerprint, attempts });
+        self.pending.insert(key, Pending { fingerprint, attempts });
+    }
+
+    fn end(&mut self, key: &Key) -> Option<Pending> {
+        let ended = self.pending.remove(key);
+        if self.pending.is_empty() && self.pending.capacity() > PENDING_KEPT {
+            self.pending = HashMap::default();
+        }
+        ended
     }
 
     /// The send was committed: gives those to be answered.
     pub fn done(&mut self, key: Key, place: Place) -> SmallVec<[Attempt; 1]> {
-        let before = self.known.remove(&key);
-        let (fingerprint, attempts) = match before {
-            Some(Known::Pending { fingerprint, attempts }) => (fingerprint, attempts),
-            Some(Known::Done { fingerprint, .. }) => (fingerprint, SmallVec::new()),
-            None => (0, SmallVec::new()),
+        let (fingerprint, attempts) = match self.end(&key) {
+            Some(Pending { fingerprint, attempts }) => (fingerprint, attempts),
+            None => (self.find(&key).map_or(0, |done| done.fingerprint), SmallVec::new()),
         };
         self.learn(key, fingerprint, place);
         attempts
@@ -137,11 +194,24 @@ impl Repeats {
 
     /// A committed send is known, by its commit or because it was read back.
     pub fn learn(&mut self, key: Key, fingerprint: u64, place: Place) {
-        if self.known.insert(key, Known::Done { fingerprint, place }).is_none() {
-            self.process_total.fetch_add(1, Ordering::Relaxed);
+        let Place { epoch, seq, message_id, ordinal } = place;
+        if self.done.len() == self.done.capacity() {
+            self.done.reserve_exact(ROOM_MIN.max(self.done.len() / 8));
         }
-        self.order.push_back((place.message_id.time_ms(), key));
-        while self.order.len() > KEPT_UNDER_PRESSURE
+        let number = self.first.wrapping_add(self.done.len() as u32);
+        self.done.push_back(Done { key, fingerprint, seq, message_id, ordinal, epoch });
+        let Self { done, first, numbers, hasher, .. } = self;
+        let key_at = |number: &u32| done.get(number.wrapping_sub(*first) as usize).map(|done| done.key);
+        let is_it = |number: &u32| key_at(number) == Some(key);
+        let hash = |number: &u32| key_at(number).map_or(0, |key| hasher.hash_one(key));
+        match numbers.entry(hasher.hash_one(key), is_it, hash) {
+            Entry::Occupied(mut known) => *known.get_mut() = number,
+            Entry::Vacant(vacant) => {
+                vacant.insert(number);
+                self.process_total.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        while self.done.len() > KEPT_UNDER_PRESSURE
             && self.process_total.load(Ordering::Relaxed) > self.process_max
         {
             self.drop_oldest();
@@ -150,43 +220,50 @@ impl Repeats {
 
     /// The attempts that wait for the key, which is left pending: for an answer that decides nothing.
     pub fn take_attempts(&mut self, key: &Key) -> SmallVec<[Attempt; 1]> {
-        match self.known.get_mut(key) {
-            Some(Known::Pending { attempts, .. }) => std::mem::take(attempts),
-            _ => SmallVec::new(),
-        }
+        self.pending.get_mut(key).map(|pending| std::mem::take(&mut pending.attempts)).unwrap_or_default()
     }
 
     /// The send has no effect: gives those to be answered.
     pub fn failed(&mut self, key: &Key) -> SmallVec<[Attempt; 1]> {
-        let attempts = self.take_attempts(key);
-        if matches!(self.known.get(key), Some(Known::Pending { .. })) {
-            self.known.remove(key);
-        }
-        attempts
+        self.end(key).map(|pending| pending.attempts).unwrap_or_default()
     }
 
     fn drop_oldest(&mut self) {
-        let Some((committed_ms, key)) = self.order.pop_front() else { return };
-        self.complete_since_ms = self.complete_since_ms.max(committed_ms + 1);
-        if matches!(self.known.get(&key), Some(Known::Done { .. })) {
-            self.known.remove(&key);
+        let Some(Done { key, message_id, .. }) = self.done.front().copied() else { return };
+        self.complete_since_ms = self.complete_since_ms.max(message_id.time_ms() + 1);
+        let number = self.first;
+        let known = self.numbers.find_entry(self.hasher.hash_one(key), |one| *one == number);
+        // A newer one of the same key has the number of that.
+        if let Ok(known) = known {
+            known.remove();
             self.process_total.fetch_sub(1, Ordering::Relaxed);
         }
+        self.done.pop_front();
+        self.first = number.wrapping_add(1);
     }
 
     /// Forgets what is older than [`KEPT`].
     pub fn expire(&mut self, now_ms: u64) {
         let before_ms = now_ms.saturating_sub(KEPT.as_millis() as u64);
-        while self.order.front().is_some_and(|(committed_ms, _)| *committed_ms < before_ms) {
+        let mut gone = false;
+        while self.done.front().is_some_and(|done| { done.message_id }.time_ms() < before_ms) {
             self.drop_oldest();
+            gone = true;
+        }
+        if gone && self.done.capacity() > 2 * self.done.len() + ROOM_MIN {
+            self.done.shrink_to_fit();
+            let Self { done, first, numbers, hasher, .. } = self;
+            numbers.shrink_to_fit(|number| {
+                let done = done.get(number.wrapping_sub(*first) as usize);
+                done.map_or(0, |done| hasher.hash_one(done.key))
+            });
         }
     }
 }
 
 impl Drop for Repeats {
     fn drop(&mut self) {
-        let done = self.known.values().filter(|known| matches!(known, Known::Done { .. })).count();
-        self.process_total.fetch_sub(done, Ordering::Relaxed);
+        self.process_total.fetch_sub(self.numbers.len(), Ordering::Relaxed);
     }
 }
 
@@ -216,6 +293,42 @@ mod tests {
         repeats.expire(start + 600_001);
         assert!(repeats.get(&key(1)).is_none());
         assert!(repeats.complete_since_ms() > start);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn many_are_found_dropped_in_their_order_and_counted() {
+        let total = Arc::new(AtomicUsize::new(0));
+        let start = fanfare_proto::ids::EPOCH_MS + 1_000_000;
+        let mut repeats = Repeats::new(0, Arc::clone(&total), usize::MAX);
+        repeats.first = u32::MAX - 500;
+        let key = |n: u64| {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&n.to_le_bytes());
+            Key::new(UserId(n % 7), ClientMessageId(id), n)
+        };
+        for n in 0..2_000 {
+            repeats.begin(key(n), n, None);
+            repeats.done(key(n), Place { seq: n, ..place(start + n) });
+        }
+        // Read back once more, as of a later entry.
+        repeats.learn(key(3), 3, Place { seq: 5_000, ..place(start + 2_000) });
+        assert_eq!(
+            (total.load(Ordering::Relaxed), repeats.pending.capacity() <= PENDING_KEPT),
+            (2_000, true)
+        );
+        repeats.expire(start + 600_000 + 1_500);
+        for n in 0..2_000 {
+            let seq = repeats.get(&key(n)).map(|known| match known {
+                Known::Done { fingerprint, place } if fingerprint == n => place.seq,
+                _ => 0,
+            });
+            let expected = if n == 3 { Some(5_000) } else { (n >= 1_500).then_some(n) };
+            assert_eq!(seq, expected);
+        }
+        assert_eq!(total.load(Ordering::Relaxed), 501);
+        assert!(repeats.done.capacity() <= 2 * 501 + ROOM_MIN);
+        drop(repeats);
         assert_eq!(total.load(Ordering::Relaxed), 0);
     }
 }

@@ -33,7 +33,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// A channel's place in the shard.
 pub enum Slot {
     /// Being read; what waits for it. `audience` is kept while a channel is read again.
-    Loading { waiting: VecDeque<Touch>, audience: Option<(Audience, u64)> },
+    Loading { waiting: VecDeque<Touch>, audience: Option<Box<(Audience, u64)>> },
     /// Served.
     Ready(Box<Channel>),
 }
@@ -225,7 +225,7 @@ impl Shard {
         for slot in self.channels.values_mut() {
             match slot {
                 Slot::Ready(channel) => channel.audience.remove_gateway(gateway),
-                Slot::Loading { audience: Some((audience, _)), .. } => audience.remove_gateway(gateway),
+                Slot::Loading { audience: Some(kept), .. } => kept.0.remove_gateway(gateway),
                 Slot::Loading { .. } => {}
             }
         }
@@ -268,7 +268,8 @@ impl Shard {
         let code = match loaded {
             Ok(Some(loaded)) => {
                 let mut channel = Channel::of_loaded(*loaded, &self.desk);
-                if let Some((audience, sent)) = audience {
+                if let Some(kept) = audience {
+                    let (audience, sent) = *kept;
                     channel.resume_audience(&mut self.desk, audience, sent);
                 }
                 for touch in waiting {
@@ -429,7 +430,7 @@ impl Shard {
                     channel.put_away(&self.desk);
                     let audience = std::mem::take(&mut channel.audience);
                     let sent = channel.row.head;
-                    let audience = Some((audience, sent));
+                    let audience = Some(Box::new((audience, sent)));
                     self.channels.insert(id, Slot::Loading { waiting: VecDeque::new(), audience });
                     self.load(id);
                 }

@@ -127,16 +127,6 @@ impl<T: Keyed> Shelves<T> {
         }
     }
 
-    /// Keeps those for which it answers true.
-    pub fn retain(&mut self, mut keeps: impl FnMut(T) -> bool) {
-        for of in &mut self.shelves {
-            of.retain(|record| keeps(*record));
-            of.shrink_to_fit();
-        }
-        self.shelves.retain(|of| !of.is_empty());
-        self.len = self.shelves.iter().map(Vec::len).sum();
-    }
-
     /// Bytes of heap.
     #[cfg(test)]
     pub fn heap_bytes(&self) -> usize {
@@ -178,9 +168,6 @@ mod tests {
             }
             prop_assert!(shelves.iter().eq(map.iter().map(|(key, value)| (*key, *value))));
             prop_assert!(shelves.from(1_500).eq(map.range(1_500..).map(|(key, value)| (*key, *value))));
-            shelves.retain(|(key, _)| key % 3 == 0);
-            map.retain(|key, _| key % 3 == 0);
-            prop_assert!(shelves.iter().eq(map.into_iter()));
         }
     }
 

@@ -1,12 +1,12 @@
 //! The binary `fanfare`. Everything is in the library; here are the allocator and the process's end.
 
+#[cfg(feature = "mimalloc")]
+mod allocator;
+
 use std::process::ExitCode;
 
-// Huge pages stay off (mimalloc's default): they inflate the memory of many small idle connections.
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    #[cfg(feature = "mimalloc")]
+    allocator::set_up();
     fanfare_server::run(std::env::args_os())
 }

@@ -47,15 +47,14 @@ impl Channel {
         match self.repeats.get(&key) {
             Some(Known::Done { fingerprint, place }) => {
                 meter::repeat();
-                if *fingerprint != parsed.fingerprint {
+                if fingerprint != parsed.fingerprint {
                     return refuse(self.id(), desk, Code::CONFLICT);
                 }
-                let place = *place;
                 return self.acknowledge(desk, &attempt, &parsed.client_message_id.0, place, true);
             }
             Some(Known::Pending { fingerprint, attempts }) => {
                 meter::repeat();
-                if *fingerprint != parsed.fingerprint {
+                if fingerprint != parsed.fingerprint {
                     return refuse(self.id(), desk, Code::CONFLICT);
                 }
                 if is_frozen {

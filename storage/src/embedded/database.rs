@@ -18,8 +18,9 @@ use crate::{SLOW, error::StoreError, mutant};
 const READERS: usize = 4;
 /// Page cache of the writer, KiB.
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
-/// Page cache of a reader, KiB.
-const READER_CACHE_KIB: i64 = 4 * 1024;
+/// Page cache of a reader, KiB: the upper levels of the tables. Rows are read once, when their user or channel comes; what a reader kept
+/// of them would be four times what the system keeps anyway.
+const READER_CACHE_KIB: i64 = 512;
 /// The index of a log of 1 GiB: 32 KiB for each 4,096 pages of 4 KiB.
 const INDEX_BYTES: u64 = 2 * 1024 * 1024;
 /// The index where little room is left: a log of 64 MiB.
