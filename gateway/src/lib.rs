@@ -15,7 +15,6 @@ mod config;
 mod connection;
 mod connection_id;
 mod credit;
-mod datagrams;
 mod error;
 mod gather;
 mod handshake;

@@ -10,7 +10,7 @@ use std::{
 
 use aws_lc_rs::hmac;
 use fanfare_proto::ws::Refusal;
-use quinn::{Endpoint, EndpointConfig};
+use quinn::{Endpoint, EndpointConfig, TokioRuntime};
 use quinn_proto::RandomConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection_id::{self, SignedConnectionIds},
-    datagrams::FewSegments,
     error::GatewayError,
     inbox::{Item, Lanes},
     quic::{self, REFUSE_ABOVE},
@@ -139,7 +138,7 @@ pub(crate) async fn serve(
         if let Some(tls) = &shared.tls {
             let idle = Duration::from_millis(shared.policy().idle_ms.min(3_600_000));
             let config = quic::server_config(tls, idle)?;
-            let runtime = Arc::new(FewSegments);
+            let runtime = Arc::new(TokioRuntime);
             let endpoint = Endpoint::new(endpoint_config(shared.reset_key), Some(config), door.udp, runtime)
                 .map_err(fault)?;
             let incoming = incoming(endpoint.clone(), shared.clone(), lanes.clone());

@@ -77,6 +77,8 @@ pub(crate) fn server_config(tls: &Tls, idle: Duration) -> Result<quinn::ServerCo
         .datagram_send_buffer_size(DATAGRAM_BYTES)
         .crypto_buffer_size(16 * 1024)
         .mtu_discovery_config(Some(discovery))
+        // With it each connection keeps a buffer of ten datagrams for its whole life, a third of what an idle one holds.
+        .enable_segmentation_offload(false)
         .max_idle_timeout(Some(idle.try_into().map_err(|error| fault(&error))?))
         .keep_alive_interval(None);
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
