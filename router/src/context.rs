@@ -88,7 +88,7 @@ impl RouterConfig {
             recent_ids_max: 1_000_000,
             pending_sends_max: 1_024,
             pending_bytes_max: 4 * 1024 * 1024,
-            readers: 16,
+            readers: 4,
             readers_waiting_max: 16_384,
             cursors_every: Duration::from_secs(5),
             direct_cursors_every: Duration::from_millis(250),
