@@ -117,7 +117,7 @@ struct Store {
     metadata: Arc<SqliteMetadata>,
     term: u64,
     entries: Entries,
-    drained: Vec<OutboxRow>,
+    drained: Option<OutboxRow>,
 }
 
 impl Store {
@@ -136,7 +136,7 @@ impl Store {
         for _ in 0..turns {
             let commit = [self.entries.commit(self.term, size)];
             let start = Instant::now();
-            self.drained = self.metadata.commit(&commit, &self.drained).expect("there is room");
+            self.drained = self.metadata.commit(&commit, self.drained.as_slice()).expect("there is room");
             spent += start.elapsed();
         }
         spent

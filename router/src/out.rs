@@ -46,13 +46,15 @@ impl Out {
 }
 
 type Rest = std::iter::Peekable<vec::IntoIter<Action>>;
+/// What is for one gateway, with the shards that it is from.
+type Downs = (Arc<dyn Downlink>, Vec<(u16, Down)>);
 
 /// What the shards of a worker have for others.
 #[derive(Default)]
 pub struct Pass {
     /// By shard, what has not left.
     rests: Vec<(u16, Rest)>,
-    downs: Vec<(Arc<dyn Downlink>, Vec<(u16, Down)>)>,
+    downs: Vec<Downs>,
     posts: Vec<(u16, Event)>,
 }
 
