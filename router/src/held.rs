@@ -62,8 +62,8 @@ fn user(positions: usize) -> User {
         Device { user: id, device, name: "phone".to_owned(), generation: 0, acks_confirmed: 0, seen_ms: 0 };
     let mut channels: Vec<ChannelId> = (1..=5).map(ChannelId).collect();
     channels.reserve(11);
-    let mut user =
-        User::of_loaded(LoadedUser { user: row, devices: vec![known], channels }, std::iter::empty());
+    let loaded = LoadedUser { user: row, devices: vec![known], positions: None, channels };
+    let mut user = User::of_loaded(loaded, std::iter::empty());
     let position =
         |channel| DevicePosition { user: id, device, channel: ChannelId(channel), epoch: 0, seq: 3 };
     let positions: Vec<DevicePosition> = (1..=positions as u64).map(position).collect();
