@@ -64,6 +64,8 @@ pub(crate) struct TlsStream {
     ended: Option<Ended>,
     /// Our direction has ended.
     closed: bool,
+    /// rustls is at work. Still set when it is asked again: it panicked, or failed to seal, and is asked nothing more.
+    at_work: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +98,7 @@ impl TlsStream {
             outgoing: Vec::new(),
             ended: None,
             closed: false,
+            at_work: false,
         });
         let used = stream.open(&mut came, &mut ReadBuf::new(&mut []));
         stream.incomplete = came.split_off(used);
@@ -163,6 +166,10 @@ impl TlsStream {
     /// Opens all whole records and says how many bytes of them are done with. What rustls answers goes to `outgoing`.
     fn open(&mut self, records: &mut [u8], out: &mut ReadBuf<'_>) -> usize {
         let mut used = 0;
+        if std::mem::replace(&mut self.at_work, true) {
+            self.ended = Some(Ended::Fault(rustls::Error::General("it failed before".into())));
+            return records.len();
+        }
         loop {
             let UnbufferedStatus { mut discard, state } =
                 self.session.process_tls_records(&mut records[used..]);
@@ -195,15 +202,19 @@ impl TlsStream {
                     false
                 }
                 Ok(_) => false,
-                Err(error) if self.ended.is_none() => {
+                Err(error) => {
                     self.ended = Some(Ended::Fault(error));
-                    // Once more, for the alert.
-                    true
+                    false
                 }
-                Err(_) => false,
             };
             used += discard;
+            // Behind a fault only the alert is taken: rustls must not meet the same bytes again.
+            let go_on = match self.ended {
+                Some(Ended::Fault(_)) => self.session.wants_write(),
+                _ => go_on,
+            };
             if !go_on {
+                self.at_work = false;
                 return used;
             }
         }
@@ -211,6 +222,9 @@ impl TlsStream {
 
     /// Seals `bytes` as one record behind what waits, and writes both at once. What the socket does not take waits.
     fn seal(&mut self, bytes: &[u8], sealed: &mut [u8]) -> io::Result<()> {
+        if matches!(self.ended, Some(Ended::Fault(_))) || std::mem::replace(&mut self.at_work, true) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let mut end = self.outgoing.len();
         sealed[..end].copy_from_slice(&self.outgoing);
         loop {
@@ -246,6 +260,7 @@ impl TlsStream {
                 break;
             }
         }
+        self.at_work = false;
         let sealed = &sealed[..end];
         let taken = loop {
             match self.stream.try_write(sealed) {
