@@ -8,8 +8,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `mi_option_purge_delay`, in milliseconds: what was free for so long goes back to the system, and only when more is freed. 1,000
 /// by default, so that what a burst left stays where nothing is freed after it.
 const PURGE_DELAY: c_int = 15;
-/// `mi_option_page_full_retain`: pages of each size class that a thread keeps though nothing is in them. 2 by default.
-const PAGE_FULL_RETAIN: c_int = 36;
 
 #[expect(unsafe_code, reason = "functions of mimalloc that the crate does not wrap")]
 unsafe extern "C" {
@@ -20,7 +18,6 @@ unsafe extern "C" {
 /// To be called before there are threads.
 pub fn set_up() {
     mi_option_set_default(PURGE_DELAY, 0);
-    mi_option_set_default(PAGE_FULL_RETAIN, 0);
     // Where the system makes huge pages of everything, each thread's first blocks would take 2 MiB. mimalloc itself is built so that it
     // does not ask for them (`no_thp`). A system that does not know the call has none.
     #[cfg(target_os = "linux")]
