@@ -1,6 +1,9 @@
 //! What the server's HTTP and commands ask of a router.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering};
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
 
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, SessionId, UserId,
@@ -26,6 +29,8 @@ use crate::{
 
 /// Users that one user may block.
 pub const BLOCKS_MAX: usize = 10_000;
+/// How long devices that have just been seen are waited for.
+const DEVICES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A session, for people.
 #[derive(Clone, Debug)]
@@ -480,12 +485,17 @@ impl Admin {
         Ok(())
     }
 
-    /// A user's devices.
+    /// A user's devices, those included whose sessions have just opened.
     ///
     /// # Errors
     /// `RETRY_LATER`.
     pub async fn devices(&self, user: UserId) -> Result<Vec<Device>, Code> {
-        self.read(move |metadata| metadata.devices(user)).await
+        let context = self.context()?;
+        self.read(move |metadata| {
+            context.cursors.settle(DEVICES_PATIENCE);
+            metadata.devices(user)
+        })
+        .await
     }
 
     /// A new id of a user of that name: any shard will do, and names spread over all.

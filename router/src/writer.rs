@@ -34,6 +34,11 @@ pub struct Job {
 struct Queued {
     jobs: VecDeque<Job>,
     stopping: bool,
+    /// Jobs that were queued and that are written, so far.
+    pushed: u64,
+    written: u64,
+    /// Somebody waits for what is queued.
+    is_awaited: bool,
 }
 
 /// What shards hand their jobs to.
@@ -41,6 +46,7 @@ struct Queued {
 pub struct CursorQueue {
     queued: Mutex<Queued>,
     wake: Condvar,
+    done: Condvar,
 }
 
 impl CursorQueue {
@@ -60,6 +66,7 @@ impl CursorQueue {
         let was_empty = queued.jobs.is_empty();
         if queued.jobs.len() < JOBS_MAX * 2 {
             queued.jobs.push_back(job);
+            queued.pushed += 1;
         }
         drop(queued);
         // It waits for the first one only.
@@ -68,10 +75,29 @@ impl CursorQueue {
         }
     }
 
+    /// Waits until what is queued now is written, for at most `patience`.
+    pub fn settle(&self, patience: Duration) {
+        let mut queued = self.lock();
+        let pushed = queued.pushed;
+        queued.is_awaited |= queued.written < pushed;
+        self.wake.notify_one();
+        let is_behind = |queued: &mut Queued| queued.written < pushed && !queued.stopping;
+        drop(self.done.wait_timeout_while(queued, patience, is_behind));
+    }
+
+    fn written(&self, jobs: usize) {
+        let mut queued = self.lock();
+        queued.written += jobs as u64;
+        queued.is_awaited &= queued.written < queued.pushed;
+        drop(queued);
+        self.done.notify_all();
+    }
+
     /// Ends the writer when all is written.
     pub fn stop(&self) {
         self.lock().stopping = true;
         self.wake.notify_one();
+        self.done.notify_all();
     }
 
     fn take(&self) -> Option<Vec<Job>> {
@@ -82,12 +108,10 @@ impl CursorQueue {
             }
             queued = self.wake.wait(queued).unwrap_or_else(PoisonError::into_inner);
         }
-        if !queued.stopping {
-            // Nobody waits for these: what comes within a moment shares the flush.
-            drop(queued);
-            std::thread::sleep(GATHER);
-            queued = self.lock();
-        }
+        // What comes within a moment shares the flush.
+        let may_gather = |queued: &mut Queued| !queued.stopping && !queued.is_awaited;
+        let gathered = self.wake.wait_timeout_while(queued, GATHER, may_gather);
+        queued = gathered.unwrap_or_else(PoisonError::into_inner).0;
         let (mut taken, mut rows) = (Vec::new(), 0);
         while let Some(job) = queued.jobs.pop_front() {
             rows += job.batch.cursors.len() + job.batch.positions.len() + job.batch.devices.len();
@@ -127,6 +151,7 @@ pub fn run(context: &Context) {
                 }
             }
         }
+        context.cursors.written(jobs.len());
         let told = jobs.into_iter().filter_map(|job| job.then);
         context.post_all(told.map(|(shard, written)| (shard, Event::CursorsWritten(written))));
     }

@@ -541,7 +541,7 @@ impl Administration {
         for session in self.router.sessions(user).await? {
             live.entry(session.device).or_insert((session.device_name, 0)).1 += 1;
         }
-        let kept = self.read(move |stores| stores.metadata.devices(user)).await?;
+        let kept = self.router.devices(user).await?;
         let mut rows: Vec<Value> = Vec::new();
         for device in kept {
             let sessions = live.remove(&device.device).map_or(0, |(_, sessions)| sessions);
