@@ -235,13 +235,7 @@ impl Report for AcceptReport {
         let (ours, floor, ratio) = (self.cpu_us_per_session, self.floor_cpu_us_per_session, self.ratio);
         println!("  CPU us a session  {:>8.1} ({:.1} to {:.1})", ours.median, ours.min, ours.max);
         println!("  floor             {:>8.1} ({:.1} to {:.1})", floor.median, floor.min, floor.max);
-        println!(
-            "  ratio             {:>8.2} ({:.2} to {:.2}) {}",
-            ratio.ratio,
-            ratio.min,
-            ratio.max,
-            ratio.bar_text()
-        );
+        println!("  ratio             {}", ratio.text());
         println!(
             "  sessions a second {:>8.0}, the floor's {:.0}",
             self.sessions_per_s.median, self.floor_sessions_per_s.median

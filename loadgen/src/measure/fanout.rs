@@ -6,7 +6,7 @@ use std::{rc::Rc, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{
-    ChannelId, Code,
+    ChannelId,
     session::client::{ClientSession, Event},
     wire::{self, send::Content},
     ws,
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::{
     crowd::{Crowd, Load, Stage},
     floor::{Floor, Order},
-    ledger::{Deliveries, Ledger},
+    ledger::{Deliveries, Ledger, refusal},
     machine::{Cores, allow_files},
     peer::{self, Peer},
     population::{Maker, message_id, people},
@@ -142,12 +142,8 @@ impl Load for Group {
             }
             Event::SendAck { ack, .. } => {
                 self.landed(!self.until_delivered);
-                if ack.outcome() != wire::Outcome::Ok {
-                    self.refused.get_or_insert(format!(
-                        "a SEND failed: {} {}",
-                        Code(ack.code as u16),
-                        ack.text
-                    ));
+                if let Some(why) = refusal(&ack) {
+                    self.refused.get_or_insert(why);
                 }
             }
             _ => {}

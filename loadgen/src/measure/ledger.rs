@@ -8,13 +8,19 @@ use std::{collections::VecDeque, time::Instant};
 
 use bytes::Bytes;
 use fanfare_proto::{
-    ChannelId, ClientMessageId, Frame,
+    ChannelId, ClientMessageId, Code, Frame,
     wire::{self, entry::Content},
 };
 use hashbrown::HashMap;
 use serde::Serialize;
 
 use crate::check::text_hash;
+
+/// What is wrong with an answer to a SEND, where anything is.
+pub fn refusal(ack: &wire::SendAck) -> Option<String> {
+    (ack.outcome() != wire::Outcome::Ok)
+        .then(|| format!("a SEND failed: {} {}", Code(ack.code as u16), ack.text))
+}
 
 /// Messages that may be under way; a seq beyond is nobody's.
 const PLACES_MAX: u64 = 1 << 20;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Instant};
 use anyhow::{Context, Result, bail};
 use fanfare_client::connection::ConnectOptions;
 use fanfare_proto::{
-    ChannelId, Code,
+    ChannelId,
     session::client::{ClientSession, Event},
     wire::{self, send::Content},
 };
@@ -17,7 +17,7 @@ use tokio::{sync::Notify, task::JoinSet};
 
 use super::{
     crowd::{Crowd, Load},
-    ledger::{Deliveries, Ledger},
+    ledger::{Deliveries, Ledger, refusal},
     machine::{Cores, allow_files},
     population::{Made, Maker, Person, message_id, people},
     report::{Options, Outcome, Report},
@@ -160,12 +160,8 @@ impl Load for Talk {
                 }
             }
             Event::SendAck { ack, .. } => {
-                if ack.outcome() != wire::Outcome::Ok {
-                    self.refused.get_or_insert(format!(
-                        "a SEND failed: {} {}",
-                        Code(ack.code as u16),
-                        ack.text
-                    ));
+                if let Some(why) = refusal(&ack) {
+                    self.refused.get_or_insert(why);
                 }
                 if let Some(pair) = self.pairs.get_mut(member / 2) {
                     pair.acked = true;
@@ -373,13 +369,7 @@ impl Report for PairsReport {
             ours.median, ours.min, ours.max, self.store_cpu_us_per_message.median
         );
         println!("  floor             {:>8.2} ({:.2} to {:.2})", floor.median, floor.min, floor.max);
-        println!(
-            "  ratio             {:>8.2} ({:.2} to {:.2}) {}",
-            ratio.ratio,
-            ratio.min,
-            ratio.max,
-            ratio.bar_text()
-        );
+        println!("  ratio             {}", ratio.text());
         let commit = self.commit_us_p50.map_or("-".into(), |commit| format!("{:.0}", commit.median));
         println!(
             "  deliver p50 us    {:>8.0}, a commit's {commit} · {:.0} messages/s",

@@ -381,13 +381,7 @@ impl Report for SendsReport {
                 "    floor        {:>9.0} ({:.0} to {:.0}), SQLite alone {:.0}",
                 floor.median, floor.min, floor.max, size.floor_sqlite_per_s.median
             );
-            println!(
-                "    ratio        {:>9.2} ({:.2} to {:.2}) {}",
-                ratio.ratio,
-                ratio.min,
-                ratio.max,
-                ratio.bar_text()
-            );
+            println!("    ratio         {}", ratio.text());
             println!(
                 "    SEND_ACK ms  {:>9.2} p50; at half of that rate p99 {:.2} ({:.2} to {:.2}) {}",
                 size.ack_ms_p50.median,

@@ -64,6 +64,11 @@ impl Ratio {
         Self { bar_at_least: Some(bar), ..Self::of(repeats, None) }
     }
 
+    /// How it is shown: the median, least to most, and its bar.
+    pub fn text(&self) -> String {
+        format!("{:>8.2} ({:.2} to {:.2}) {}", self.ratio, self.min, self.max, self.bar_text())
+    }
+
     /// How it is shown beside its bar.
     pub fn bar_text(&self) -> String {
         match self.bar_at_least {

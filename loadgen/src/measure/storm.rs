@@ -249,13 +249,7 @@ impl Report for StormReport {
                 size.resume_s.median, size.resume_s.min, size.resume_s.max, size.attempts_per_session.median
             );
             println!("    others' p99   {:>8.2} ms, before {:.2} ms", ratio.ours, ratio.floor);
-            println!(
-                "    ratio         {:>8.2} ({:.2} to {:.2}) {}",
-                ratio.ratio,
-                ratio.min,
-                ratio.max,
-                ratio.bar_text()
-            );
+            println!("    ratio         {}", ratio.text());
             println!(
                 "    memory        {:>8.1} MiB at most, {:.1} MiB before",
                 mib(size.peak_bytes.median),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{
-    ChannelId, Code, UserId,
+    ChannelId, UserId,
     session::client::{ClientSession, Event},
     wire::{self, send::Content},
 };
@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use crate::measure::{
     crowd::{Crowd, Load},
-    ledger::{Deliveries, Ledger},
+    ledger::{Deliveries, Ledger, refusal},
     population::{Made, Maker, Person, message_id},
     server::Server,
 };
@@ -109,12 +109,8 @@ impl Load for Blocks {
             Event::SendAck { ack, .. } => {
                 self.in_flight[member] = false;
                 self.done += usize::from(self.left[member] == 0);
-                if ack.outcome() != wire::Outcome::Ok {
-                    self.refused.get_or_insert(format!(
-                        "a SEND failed: {} {}",
-                        Code(ack.code as u16),
-                        ack.text
-                    ));
+                if let Some(why) = refusal(&ack) {
+                    self.refused.get_or_insert(why);
                 }
             }
             _ => {}

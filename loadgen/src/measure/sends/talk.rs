@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 use fanfare_proto::{
-    ChannelId, Code,
+    ChannelId,
     session::client::{ClientSession, Event},
     wire::{self, send::Content},
 };
@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use super::stalls::{STALL, Stretch};
 use crate::measure::{
     crowd::Load,
-    ledger::{Deliveries, Ledger},
+    ledger::{Deliveries, Ledger, refusal},
     population::{Made, message_id},
 };
 
@@ -166,12 +166,8 @@ impl Load for Talk {
                 (self.checked, self.frame_bytes) = (self.checked + 1, frame.bytes.len());
             }
             Event::SendAck { request, ack, .. } => {
-                if ack.outcome() != wire::Outcome::Ok {
-                    self.refused.get_or_insert(format!(
-                        "a SEND failed: {} {}",
-                        Code(ack.code as u16),
-                        ack.text
-                    ));
+                if let Some(why) = refusal(&ack) {
+                    self.refused.get_or_insert(why);
                 }
                 self.acknowledged(member / 2, request);
             }

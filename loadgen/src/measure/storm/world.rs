@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 use fanfare_proto::{
-    ChannelId, ClientMessageId, Code, Frame, UserId,
+    ChannelId, ClientMessageId, Frame, UserId,
     session::client::ClientSession,
     wire::{self, send::Content},
 };
@@ -21,7 +21,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 use crate::measure::{
-    ledger::{Deliveries, Ledger},
+    ledger::{Deliveries, Ledger, refusal},
     population::{Made, Person, message_id},
 };
 
@@ -262,8 +262,7 @@ impl World {
 
     /// The answer to a SEND.
     pub fn acknowledged(&mut self, session: usize, ack: &wire::SendAck) {
-        if ack.outcome() != wire::Outcome::Ok {
-            let why = format!("a SEND failed: {} {}", Code(ack.code as u16), ack.text);
+        if let Some(why) = refusal(ack) {
             self.failed.get_or_insert(why);
         }
         if let Some(group) = self.groups.get_mut(session) {
