@@ -23,3 +23,20 @@ pub fn set_up() {
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(unsafe_code, reason = "a function of mimalloc that the crate does not wrap")]
+    unsafe extern "C" {
+        /// Takes any number.
+        safe fn mi_option_get(option: c_int) -> c_long;
+    }
+
+    /// Options go by their place in a list of mimalloc's: with another list this would set another one. No other has this default.
+    #[test]
+    fn the_number_is_that_of_the_purge_delay() {
+        assert_eq!(mi_option_get(PURGE_DELAY), 1_000);
+    }
+}
