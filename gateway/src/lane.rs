@@ -224,6 +224,9 @@ impl Lane {
                 break;
             }
         }
+        // Their places at the router are taken.
+        self.ups.borrow_mut().acks_since = None;
+        self.hand_over();
         let ended = self.state.borrow_mut().connections.drain();
         for mut connection in ended {
             connection.end(&self.shared);

@@ -139,7 +139,8 @@ pub enum Up {
         /// What the client calls its device, for `session ls`.
         device_name: String,
     },
-    /// The session is over; whatever it had in flight is answered to nobody.
+    /// The session is over; whatever it had in flight is answered to nobody. It may come before frames that the session sent last:
+    /// these count all the same.
     Close {
         /// The session.
         origin: Origin,

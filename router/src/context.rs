@@ -113,8 +113,6 @@ pub struct Inbox {
     pub permits: Arc<Semaphore>,
 }
 
-/// Reads that wait for one reader before another begins.
-const READS_PER_READER: usize = 4;
 /// Results that are handed over together.
 const READS_PER_POST: usize = 16;
 
@@ -228,8 +226,7 @@ impl Context {
                 return false;
             }
             reads.waiting.push_back((shard, Box::new(read)));
-            let is_enough = reads.waiting.len() <= reads.running * READS_PER_READER;
-            if reads.running >= self.config.readers || is_enough {
+            if reads.running >= self.config.readers {
                 return true;
             }
             reads.running += 1;
