@@ -451,6 +451,42 @@ impl Connection {
         true
     }
 
+    /// The same, and written now. What a socket takes at once, where nothing waits for it, goes by no queue.
+    pub fn gathered_now(&mut self, shared: &Shared, chunk: &Chunk, now_ms: u64) -> bool {
+        let is_open = matches!(&self.stage, Stage::Open(session) if !session.is_restricted());
+        if let Link::Ws { wire: wire @ Wire::Plain(_), .. } = &mut self.link
+            && is_open
+            && !self.broken
+            && self.queue.is_empty()
+        {
+            let waker = self.waker.take();
+            let mut cx = Context::from_waker(waker.as_ref().unwrap_or(Waker::noop()));
+            let written = wire.poll_write_bytes(&mut cx, &chunk.bytes);
+            self.waker = waker;
+            match written {
+                Poll::Ready(Ok(bytes)) if bytes == chunk.bytes.len() => return true,
+                Poll::Ready(Ok(bytes)) => {
+                    self.queue.push(chunk.clone(), now_ms);
+                    self.queue.advance(bytes, now_ms);
+                }
+                Poll::Pending => {
+                    self.queue.push(chunk.clone(), now_ms);
+                    return true;
+                }
+                Poll::Ready(Err(_)) => {
+                    self.broken = true;
+                    self.wake();
+                    return false;
+                }
+            }
+            self.flush(shared, now_ms);
+            return true;
+        }
+        let is_taken = self.gathered(shared, chunk, now_ms);
+        self.flush(shared, now_ms);
+        is_taken
+    }
+
     /// Holds what waits within its bounds: see [`crate::outgoing`].
     fn relieve(&mut self, shared: &Shared, now_ms: u64) {
         let limits = &shared.limits;

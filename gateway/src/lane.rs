@@ -251,10 +251,17 @@ impl Lane {
         self.guarded(|| {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            for gathered in state.gathers.drain() {
-                state.assign(&self.shared, gathered, now_ms);
+            let mut gathered = state.gathers.drain();
+            // The frames of one channel, as mostly: each reader is written as it is met, and not looked up a second time.
+            let alone = if gathered.len() == 1 { gathered.pop() } else { None };
+            for gathered in gathered {
+                state.assign(&self.shared, gathered, false, now_ms);
             }
             state.flush(&self.shared, now_ms);
+            if let Some(gathered) = alone {
+                state.assign(&self.shared, gathered, true, now_ms);
+            }
+            state.flush_late(&self.shared, now_ms);
             for (owner, bytes) in state.handed_on.drain(..) {
                 self.shared.credits.handed_on(self.shared.id, owner, bytes, &*self.shared.uplink);
             }
@@ -635,7 +642,7 @@ impl State {
                 let mut ready = smallvec::SmallVec::<[Gathered; 2]>::new();
                 self.gathers.add(channel, tiers, &frames, |gathered| ready.push(gathered));
                 for gathered in ready {
-                    self.assign(shared, gathered, now_ms);
+                    self.assign(shared, gathered, false, now_ms);
                 }
             }
             Down::Reply { handle, frames } => {
@@ -657,7 +664,7 @@ impl State {
             }
             Down::Audience { channel, changes } => {
                 if let Some(gathered) = self.gathers.take(channel) {
-                    self.assign(shared, gathered, now_ms);
+                    self.assign(shared, gathered, false, now_ms);
                 }
                 for change in changes {
                     self.change(channel, change);
@@ -707,12 +714,12 @@ impl State {
             match (header.short().frame_type, header.routed()) {
                 (Synced, _) => {
                     for gathered in self.gathers.drain() {
-                        self.assign(shared, gathered, now_ms);
+                        self.assign(shared, gathered, false, now_ms);
                     }
                 }
                 (Deliver | Notify | Gap | Channel, Some(routed)) => {
                     if let Some(gathered) = self.gathers.take(routed.channel) {
-                        self.assign(shared, gathered, now_ms);
+                        self.assign(shared, gathered, false, now_ms);
                     }
                 }
                 _ => {}
@@ -745,8 +752,8 @@ impl State {
         }
     }
 
-    /// Gives a gathered buffer to its readers: one reference each.
-    fn assign(&mut self, shared: &Shared, gathered: Gathered, now_ms: u64) {
+    /// Gives a gathered buffer to its readers: one reference each. Written now, or with all else that is for them.
+    fn assign(&mut self, shared: &Shared, gathered: Gathered, is_now: bool, now_ms: u64) {
         let Self { connections, audience, dirty, .. } = self;
         let Gathered { chunk, tiers, entries } = gathered;
         let mut taken = 0;
@@ -755,10 +762,12 @@ impl State {
             if connection.origin.handle.generation() != member.generation {
                 return false;
             }
-            if connection.gathered(shared, &chunk, now_ms) {
-                taken += 1;
-            }
-            mark(dirty, member.slot(), connection);
+            taken += u64::from(if is_now && connection.dirty == Dirty::No {
+                connection.gathered_now(shared, &chunk, now_ms)
+            } else {
+                mark(dirty, member.slot(), connection);
+                connection.gathered(shared, &chunk, now_ms)
+            });
             true
         });
         self.buffers_out += taken;
@@ -766,16 +775,26 @@ impl State {
         self.bytes_out += taken * chunk.bytes.len() as u64;
     }
 
-    /// Writes every connection that has something new, once.
+    /// Writes every connection that has something new, once, but for those that are written behind the others.
     fn flush(&mut self, shared: &Shared, now_ms: u64) {
-        for (slots, which) in [(&mut self.dirty, Dirty::Yes), (&mut self.late, Dirty::Late)] {
-            for slot in slots.drain(..) {
-                if let Some(connection) = self.connections.get_mut(slot)
-                    && connection.dirty == which
-                {
-                    connection.dirty = Dirty::No;
-                    connection.flush(shared, now_ms);
-                }
+        for slot in self.dirty.drain(..) {
+            if let Some(connection) = self.connections.get_mut(slot)
+                && connection.dirty == Dirty::Yes
+            {
+                connection.dirty = Dirty::No;
+                connection.flush(shared, now_ms);
+            }
+        }
+    }
+
+    /// Writes those.
+    fn flush_late(&mut self, shared: &Shared, now_ms: u64) {
+        for slot in self.late.drain(..) {
+            if let Some(connection) = self.connections.get_mut(slot)
+                && connection.dirty == Dirty::Late
+            {
+                connection.dirty = Dirty::No;
+                connection.flush(shared, now_ms);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -36,7 +37,13 @@ impl Wire {
     /// The same of one slice.
     pub fn poll_write_bytes(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(stream) => poll_plain(stream, cx, |stream| stream.try_write(bytes)),
+            Self::Plain(stream) => {
+                // What the socket takes needs no look at what tokio knows of it; where it takes nothing tokio has to know.
+                match SockRef::from(&*stream).send(bytes) {
+                    Ok(written) if written > 0 => Poll::Ready(Ok(written)),
+                    _ => poll_plain(stream, cx, |stream| stream.try_write(bytes)),
+                }
+            }
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
