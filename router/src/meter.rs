@@ -1,8 +1,8 @@
 //! What the router counts. No label names a user, a channel or a session.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
-use metrics::{counter, describe_counter, describe_histogram, histogram};
+use metrics::{Counter, counter, describe_counter, describe_histogram, histogram};
 
 /// Tells the recorder what each metric means.
 pub fn describe() {
@@ -26,7 +26,11 @@ pub fn describe() {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident = $metric:literal;)*) => {
-        $($(#[$doc])* pub fn $name() { counter!($metric).increment(1); })*
+        $($(#[$doc])* pub fn $name() {
+            // Looked up once: the recorder is there before the router is.
+            static COUNTER: LazyLock<Counter> = LazyLock::new(|| counter!($metric));
+            COUNTER.increment(1);
+        })*
     };
 }
 
