@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io::IoSlice,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, Waker},
 };
 
@@ -25,6 +26,7 @@ use crate::{
     gather::frame_kind,
     outgoing::{Chunk, Kind, Queue},
     quic::QuicLink,
+    readiness::Readiness,
     resume::Resume,
     shared::Shared,
     token::Verified,
@@ -46,7 +48,12 @@ const HISTORY_LEFT_BYTES_MAX: u32 = 64 * 1024;
 
 /// How the bytes come and go.
 pub(crate) enum Link {
-    Ws { wire: Wire, decoder: Decoder },
+    Ws {
+        wire: Wire,
+        decoder: Decoder,
+        /// Of its lane.
+        readiness: Rc<Readiness>,
+    },
     Quic(Box<QuicLink>),
 }
 
@@ -103,8 +110,6 @@ pub(crate) struct Connection {
     pub broken: bool,
     /// What it sent waits for room at its owner: nothing is read until then.
     pub forwards: bool,
-    /// Of its task.
-    waker: Option<Waker>,
     rare: Option<Box<Rare>>,
     /// Tokens issued before this time were revoked before the session opened, Unix seconds.
     tokens_from_s: u64,
@@ -112,8 +117,8 @@ pub(crate) struct Connection {
     _address: AddressPermit,
 }
 
-/// Each lane has 45 of them on a page of 16 KiB: see [`crate::slots`].
-const _: () = assert!(size_of::<Option<Connection>>() <= 364, "each session has one");
+/// Each lane has 49 of them on a page of 16 KiB: see [`crate::slots`].
+const _: () = assert!(size_of::<Option<Connection>>() <= 328, "each session has one");
 
 /// What few connections have at a time.
 #[derive(Default)]
@@ -151,7 +156,6 @@ impl Connection {
             dirty: Dirty::No,
             broken: false,
             forwards: false,
-            waker: None,
             rare: early.map(|early| Box::new(Rare { early: Some(*early), ..Rare::default() })),
             tokens_from_s: 0,
             user,
@@ -459,10 +463,7 @@ impl Connection {
             && !self.broken
             && self.queue.is_empty()
         {
-            let waker = self.waker.take();
-            let mut cx = Context::from_waker(waker.as_ref().unwrap_or(Waker::noop()));
-            let written = wire.poll_write_bytes(&mut cx, &chunk.bytes);
-            self.waker = waker;
+            let written = wire.poll_write_bytes(&mut Context::from_waker(Waker::noop()), &chunk.bytes);
             match written {
                 Poll::Ready(Ok(bytes)) if bytes == chunk.bytes.len() => return true,
                 Poll::Ready(Ok(bytes)) => {
@@ -523,13 +524,12 @@ impl Connection {
         if self.broken {
             return;
         }
-        let waker = self.waker.take();
-        let mut cx = Context::from_waker(waker.as_ref().unwrap_or(Waker::noop()));
         self.broken = match &mut self.link {
-            Link::Ws { wire, .. } => write(wire, &mut self.queue, &mut cx, now_ms).is_err(),
-            Link::Quic(link) => link.write(&mut self.queue, &mut cx, now_ms).is_err(),
+            Link::Ws { wire, .. } => {
+                write(wire, &mut self.queue, &mut Context::from_waker(Waker::noop()), now_ms).is_err()
+            }
+            Link::Quic(link) => link.write(&mut self.queue, now_ms).is_err(),
         };
-        self.waker = waker;
         if self.broken {
             self.queue.clear();
             self.wake();
@@ -538,18 +538,18 @@ impl Connection {
         }
     }
 
-    /// Lets its task look at the connection again.
+    /// Has the connection looked at again: by its lane, or by its task.
     pub fn wake(&self) {
-        if let Some(waker) = &self.waker {
-            waker.wake_by_ref();
+        match &self.link {
+            Link::Ws { readiness, .. } => readiness.wake(self.origin.handle.into()),
+            Link::Quic(link) => link.wake(),
         }
     }
 
-    /// The task that the link wakes.
+    /// The task that the link wakes, over QUIC.
     pub fn set_waker(&mut self, waker: &Waker) {
-        match &mut self.waker {
-            Some(known) => known.clone_from(waker),
-            None => self.waker = Some(waker.clone()),
+        if let Link::Quic(link) = &mut self.link {
+            link.set_waker(waker);
         }
     }
 

@@ -25,6 +25,7 @@ use crate::{
     lane::{self, Lane},
     outgoing::{Chunk, Kind},
     shared::Shared,
+    socket::Socket,
     tls,
     tls_stream::TlsStream,
     wire::Wire,
@@ -116,10 +117,9 @@ pub(crate) async fn websocket(
     let last = deadline + REFUSED_LINGER * 3;
     let opened = Box::pin(tokio::time::timeout_at(last, shake(&lane, stream, address, deadline))).await;
     drop(permit);
-    match opened {
-        Ok(Ok(Some(key))) => lane.tasks.spawn_local(lane::Drive::new(lane.clone(), key)),
-        Ok(Ok(None) | Err(_)) | Err(_) => return,
-    };
+    if let Ok(Ok(Some(key))) = opened {
+        lane.settle(key);
+    }
 }
 
 async fn shake(
@@ -162,7 +162,7 @@ async fn shake(
     let (code, mut wire) = match outcome {
         Ok((greeted, proven, frames, raw)) => {
             let early = (!frames.is_empty() || !raw.is_empty()).then(|| Box::new(Early { frames, raw }));
-            let link = Link::Ws { wire, decoder };
+            let link = Link::Ws { wire, decoder, readiness: lane.readiness.clone() };
             match enter(lane, link, greeted, proven, address, early).await {
                 Ok(key) => return Ok(Some(key)),
                 Err((code, Link::Ws { wire, .. })) => (code, wire),
@@ -188,12 +188,15 @@ async fn ask(shared: &Shared, stream: std::net::TcpStream) -> io::Result<Option<
     }
     let mut wire = match &shared.tls {
         Some(tls) if tls::is_handshake(came[0]) => {
+            let stream = Socket::Handshake(Box::new(stream));
             let tls = TlsStream::accept(stream, tls.tcp.clone(), std::mem::take(&mut came)).await?;
             Wire::Tls(tls)
         }
-        _ if shared.plain || stream.peer_addr()?.ip().to_canonical().is_loopback() => Wire::Plain(stream),
+        _ if shared.plain || stream.peer_addr()?.ip().to_canonical().is_loopback() => {
+            Wire::Plain(Socket::Handshake(Box::new(stream)))
+        }
         _ => {
-            let mut wire = Wire::Plain(stream);
+            let mut wire = Wire::Plain(Socket::Handshake(Box::new(stream)));
             refuse(&mut wire, Refusal::Forbidden("this address speaks TLS")).await?;
             return Ok(None);
         }

@@ -1,9 +1,9 @@
 //! A lane: one thread that owns its connections, their audience mirror, and one queue. Nothing of it is shared but that
 //! queue; everything below runs on the lane's thread, so borrows never meet.
 //!
-//! What can wake it: its inbox ([`Item`]), readiness of a connection (through that connection's task, which reads into the
-//! lane's one scratch buffer), and the sweep. A pass takes everything that is in the inbox, gathers, gives buffers to their
-//! readers and then writes each reader once: so batches grow by themselves while the lane is busy.
+//! What can wake it: its inbox ([`Item`]), readiness of a socket (through the lane's own epoll, [`crate::readiness`]; what is ready is
+//! read into the lane's one scratch buffer), and the sweep. A pass takes everything that is in the inbox, gathers, gives buffers to
+//! their readers and then writes each reader once: so batches grow by themselves while the lane is busy. A QUIC connection has a task.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior},
 };
-use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     audience::Audience,
@@ -36,6 +36,7 @@ use crate::{
     handshake,
     inbox::{Inbox, Item},
     quic,
+    readiness::{Readiness, Turn},
     shared::Shared,
     slots::Slots,
 };
@@ -72,10 +73,13 @@ impl From<Handle> for Key {
     }
 }
 
-/// What a connection's task does next.
+/// What comes behind a turn of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     /// Hand frames up.
     Forward,
+    /// Nothing, until it is ready again.
+    Waits,
     /// The connection is gone.
     Gone,
 }
@@ -87,11 +91,10 @@ pub(crate) struct Lane {
     inbox: Arc<Inbox>,
     state: RefCell<State>,
     scratch: RefCell<Box<[u8]>>,
+    pub readiness: Rc<Readiness>,
     ups: RefCell<Ups>,
     /// There is something in `ups` that should not wait.
     has_ups: Notify,
-    /// What one turn of a connection's task has read, for the next one to use.
-    read: Cell<Vec<Up>>,
     /// Frames handed up since the last sweep.
     frames_in: Cell<u64>,
     /// Handshakes and connections; the lane ends when they have.
@@ -155,7 +158,7 @@ impl Meters {
 }
 
 impl Lane {
-    pub fn new(number: u8, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Rc<Self> {
+    pub fn new(number: u8, shared: Arc<Shared>, inbox: Arc<Inbox>, readiness: Readiness) -> Rc<Self> {
         let state = State {
             connections: Slots::new(),
             audience: Audience::default(),
@@ -182,7 +185,7 @@ impl Lane {
             scratch: scratch.into(),
             ups: RefCell::default(),
             has_ups: Notify::new(),
-            read: Cell::default(),
+            readiness: Rc::new(readiness),
             frames_in,
             tasks,
         })
@@ -192,7 +195,7 @@ impl Lane {
     pub async fn run(self: Rc<Self>) {
         let mut sweep = tokio::time::interval(self.shared.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut items = Vec::new();
+        let (mut items, mut ready) = (Vec::new(), Vec::new());
         loop {
             let closing = self.state.borrow().closing_by_ms.is_some();
             let acks_since = self.ups.borrow().acks_since;
@@ -200,18 +203,19 @@ impl Lane {
             tokio::select! {
                 () = self.inbox.filled() => {}
                 () = self.has_ups.notified() => {}
+                () = self.readiness.ready() => {}
                 () = tokio::time::sleep_until(acks_due), if acks_since.is_some() => {}
                 _ = sweep.tick() => self.guarded(|| self.sweep()),
                 () = tokio::time::sleep(Duration::from_millis(10)), if closing => {}
             }
-            self.hand_over();
+            self.look(&mut ready);
             while self.inbox.take(&mut items) {
                 let mut items = items.drain(..).peekable();
                 while items.peek().is_some() {
                     self.pass(&mut items);
                     // Reads, and what QUIC has to do, go between passes.
                     tokio::task::yield_now().await;
-                    self.hand_over();
+                    self.look(&mut ready);
                 }
             }
             if items.capacity() > INBOX_KEPT {
@@ -235,6 +239,59 @@ impl Lane {
         self.tasks.close();
         // Handshakes under way have their own deadline; nobody waits for it.
         let _ = tokio::time::timeout_at(Instant::now() + Duration::from_millis(200), self.tasks.wait()).await;
+    }
+
+    /// Looks at the connections that are ready, and hands over what they sent.
+    fn look(self: &Rc<Self>, ready: &mut Vec<Turn>) {
+        let mut ups = Vec::new();
+        self.readiness.take(ready);
+        for turn in ready.drain(..) {
+            if turn.is_ready {
+                self.state.borrow_mut().told(turn);
+            }
+            self.turns(turn.key, &mut ups);
+        }
+        self.hand_over();
+    }
+
+    /// Some turns of a WebSocket connection in a row. A panic in one ends that connection alone.
+    fn turns(self: &Rc<Self>, key: Key, ups: &mut Vec<Up>) {
+        for _ in 0..TURNS_MAX {
+            let turn = || {
+                let step = self.turn(key, ups);
+                if step == Step::Forward {
+                    self.forward_beside(key, ups);
+                }
+                step
+            };
+            match catch_unwind(AssertUnwindSafe(turn)) {
+                Ok(Step::Forward) => {}
+                Ok(Step::Waits | Step::Gone) => return,
+                Err(_) => {
+                    ups.clear();
+                    self.panicked(key);
+                    return;
+                }
+            }
+        }
+        // A client that never stops sending shares the lane with the others.
+        self.readiness.wake(key);
+    }
+
+    /// The handshake of a WebSocket connection is over: from here on the lane looks at its socket.
+    pub fn settle(self: &Rc<Self>, key: Key) {
+        let settled = self.with(key, |connection, _, _| match &mut connection.link {
+            Link::Ws { wire, readiness, .. } => {
+                let socket = wire.socket();
+                socket.settle()?;
+                socket.fd().map_or(Ok(()), |fd| readiness.watch(fd, key))
+            }
+            Link::Quic(_) => Ok(()),
+        });
+        if let Some(Err(error)) = settled {
+            tracing::warn!(%error, "a connection cannot be watched");
+            self.remove(key);
+        }
     }
 
     fn pass(self: &Rc<Self>, items: &mut impl Iterator<Item = Item>) {
@@ -448,17 +505,6 @@ impl Lane {
         Some(connection)
     }
 
-    /// One turn of a WebSocket connection's task: writes what waits, reads once. A panic in it ends that connection alone.
-    pub fn step(&self, key: Key, cx: &mut Context<'_>, ups: &mut Vec<Up>) -> Poll<Step> {
-        let turn = catch_unwind(AssertUnwindSafe(|| self.turn(key, cx, ups)));
-        turn.unwrap_or_else(|_| {
-            ups.clear();
-            self.panicked(key);
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-    }
-
     /// A handler panicked over what one connection sent: that connection is closed.
     pub fn panicked(&self, key: Key) {
         metrics::counter!("fanfare_gateway_panics_total").increment(1);
@@ -466,13 +512,15 @@ impl Lane {
         self.with(key, |connection, shared, now_ms| connection.close(shared, now_ms, Code::INTERNAL));
     }
 
-    fn turn(&self, key: Key, cx: &mut Context<'_>, ups: &mut Vec<Up>) -> Poll<Step> {
+    /// One turn of a WebSocket connection: writes what waits, reads until there is something to hand over.
+    fn turn(&self, key: Key, ups: &mut Vec<Up>) -> Step {
+        // Nobody is woken: the lane's epoll tells.
+        let cx = &mut Context::from_waker(Waker::noop());
         let shared = &*self.shared;
         let now_ms = shared.clock.now_ms();
         let gone = 'gone: {
             let mut state = self.state.borrow_mut();
-            let Some(connection) = state.get(key) else { return Poll::Ready(Step::Gone) };
-            connection.set_waker(cx.waker());
+            let Some(connection) = state.get(key) else { return Step::Gone };
             if matches!(connection.stage, Stage::Open(_))
                 && let Some(mut early) = connection.take_early()
             {
@@ -485,28 +533,28 @@ impl Lane {
                     break 'gone true;
                 }
                 if !ups.is_empty() {
-                    return Poll::Ready(Step::Forward);
+                    return Step::Forward;
                 }
                 let is_flushed = connection.is_flushed();
                 let Link::Ws { wire, .. } = &mut connection.link else { break 'gone true };
                 let closing = match connection.stage {
-                    Stage::Opening(_) => return Poll::Pending,
+                    Stage::Opening(_) => return Step::Waits,
                     Stage::Open(_) => false,
-                    Stage::Closing { .. } if !is_flushed => return Poll::Pending,
+                    Stage::Closing { .. } if !is_flushed => return Step::Waits,
                     Stage::Closing { .. } => true,
                 };
                 if connection.forwards {
-                    return Poll::Pending;
+                    return Step::Waits;
                 }
                 // Our direction ends first; the peer's is read out, or closing would reset the connection and the last
                 // frames could be lost.
                 if closing && Pin::new(&mut *wire).poll_shutdown(cx).is_pending() {
-                    return Poll::Pending;
+                    return Step::Waits;
                 }
                 let mut scratch = self.scratch.borrow_mut();
                 let mut buffer = ReadBuf::new(&mut scratch);
                 match Pin::new(wire).poll_read(cx, &mut buffer) {
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => return Step::Waits,
                     Poll::Ready(Err(_)) => break 'gone true,
                     Poll::Ready(Ok(())) if buffer.filled().is_empty() => break 'gone true,
                     Poll::Ready(Ok(())) if closing => {}
@@ -517,7 +565,7 @@ impl Lane {
         if gone {
             self.remove(key);
         }
-        Poll::Ready(Step::Gone)
+        Step::Gone
     }
 
     /// Hands frames up, in order, at the end of this turn of the lane. Waits where an owner has no room; writing goes on
@@ -623,6 +671,13 @@ fn mark(dirty: &mut Vec<u32>, slot: u32, connection: &mut Connection) {
 }
 
 impl State {
+    /// A socket is ready.
+    fn told(&mut self, turn: Turn) {
+        if let Some(Link::Ws { wire, .. }) = self.get(turn.key).map(|connection| &mut connection.link) {
+            wire.socket().told(turn.is_hung_up);
+        }
+    }
+
     fn get(&mut self, key: Key) -> Option<&mut Connection> {
         let connection = self.connections.get_mut(key.slot)?;
         (connection.origin.handle.generation() == key.generation).then_some(connection)
@@ -812,40 +867,5 @@ impl Drop for Custody {
             // Nobody writes for it any more: what the socket takes now is what it gets, and the sweep takes it away.
             self.lane.panicked(self.key);
         }
-    }
-}
-
-/// The task of a WebSocket connection: waits for readiness, holds nothing.
-pub(crate) struct Drive(Custody);
-
-/// With it tokio's cell of the task is 128 bytes; one more word would make it 256.
-const _: () = assert!(size_of::<TrackedFuture<Drive>>() <= 24, "each connection has one");
-
-impl Drive {
-    pub fn new(lane: Rc<Lane>, key: Key) -> Self {
-        Self(Custody { lane, key })
-    }
-}
-
-impl Future for Drive {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Custody { lane, key } = &self.0;
-        let mut ups = lane.read.take();
-        for _ in 0..TURNS_MAX {
-            match lane.step(*key, cx, &mut ups) {
-                Poll::Ready(Step::Gone) => return Poll::Ready(()),
-                Poll::Ready(Step::Forward) => lane.forward_beside(*key, &mut ups),
-                Poll::Pending => {
-                    lane.read.set(ups);
-                    return Poll::Pending;
-                }
-            }
-        }
-        lane.read.set(ups);
-        // A client that never stops sending shares the lane with the others.
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 }

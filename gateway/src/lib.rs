@@ -4,6 +4,7 @@
 //! - `listen`: the front door; accepts and hands over to lanes.
 //! - `lane`: a thread that owns its connections, mirror and queue; gathers and writes in passes.
 //! - `handshake`, `quic`: from a socket to a session, over TCP and over UDP.
+//! - `socket`, `readiness`, `tls_stream`, `wire`: a TCP socket on its lane, which waits for all of its own with one epoll; TLS over it.
 //! - `connection`, `outgoing`: one connection, and what waits for it.
 //! - `gather`, `audience`: frames laid side by side once, and who is due for them.
 //! - `token`, `resume`, `admission`: who may come in.
@@ -23,9 +24,11 @@ mod lane;
 mod listen;
 mod outgoing;
 mod quic;
+mod readiness;
 mod resume;
 mod shared;
 mod slots;
+mod socket;
 mod telemetry;
 mod tls;
 mod tls_stream;
@@ -49,6 +52,7 @@ use crate::{
     credit::Credits,
     inbox::{Inbox, Item, Lanes},
     lane::Lane,
+    readiness::Readiness,
     shared::Shared,
     tls::Tls,
 };
@@ -148,6 +152,7 @@ impl Gateway {
         let mut door = Some(door);
         for (number, inbox) in lanes.0.iter().enumerate() {
             let (shared, inbox) = (shared.clone(), inbox.clone());
+            let epoll = Readiness::epoll().map_err(GatewayError::Thread)?;
             let (ended, wait) = oneshot::channel();
             // Handing over what comes in costs a switch of threads: a single lane takes it itself.
             let door = if count == 1 { door.take() } else { None };
@@ -155,7 +160,13 @@ impl Gateway {
                 let door = door.map(|door| runtime.spawn(door));
                 LocalSet::new().block_on(&runtime, async {
                     // A pass writes to thousands of sockets in one poll: it is not to be cut by tokio's budget.
-                    tokio::task::unconstrained(Lane::new(number as u8, shared, inbox).run()).await;
+                    match Readiness::new(epoll) {
+                        Ok(readiness) => {
+                            let lane = Lane::new(number as u8, shared, inbox, readiness);
+                            tokio::task::unconstrained(lane.run()).await;
+                        }
+                        Err(error) => tracing::error!(%error, "a lane cannot watch its sockets"),
+                    }
                 });
                 let _ = ended.send(());
                 if let Some(door) = door {

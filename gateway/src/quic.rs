@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -99,6 +99,8 @@ pub(crate) struct QuicLink {
     fetches_opened: usize,
     /// Set when the session has ended.
     closing: Option<(VarInt, &'static str)>,
+    /// Of its task.
+    waker: Waker,
 }
 
 /// Where the answer to one FETCH goes.
@@ -121,6 +123,7 @@ impl QuicLink {
             fetches: Vec::new(),
             fetches_opened: 0,
             closing: None,
+            waker: Waker::noop().clone(),
         }
     }
 
@@ -209,13 +212,19 @@ impl QuicLink {
         }
     }
 
+    /// Has the connection's task look at it again.
+    pub fn wake(&self) {
+        self.waker.wake_by_ref();
+    }
+
+    /// The task that is woken when a stream takes more.
+    pub fn set_waker(&mut self, waker: &Waker) {
+        self.waker.clone_from(waker);
+    }
+
     /// Writes what waits on all streams; `hot` is that stream's queue.
-    pub fn write(
-        &mut self,
-        hot: &mut Queue,
-        cx: &mut Context<'_>,
-        now_ms: u64,
-    ) -> Result<(), quinn::WriteError> {
+    pub fn write(&mut self, hot: &mut Queue, now_ms: u64) -> Result<(), quinn::WriteError> {
+        let cx = &mut Context::from_waker(&self.waker);
         write(&mut self.control, &mut self.control_queue, cx, now_ms)?;
         if self.closing.is_some() {
             return Ok(());

@@ -15,12 +15,9 @@ use rustls::{
     server::UnbufferedServerConnection,
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::wire::poll_plain;
+use crate::socket::Socket;
 
 /// Plaintext that is sealed at once: one record, in one write.
 const SEALED_BYTES_MAX: usize = 16 * 1024;
@@ -52,7 +49,7 @@ struct Scratch {
 
 /// See the module's page.
 pub(crate) struct TlsStream {
-    stream: TcpStream,
+    stream: Socket,
     session: UnbufferedServerConnection,
     /// The beginning of a record.
     incomplete: Vec<u8>,
@@ -85,7 +82,7 @@ impl std::fmt::Debug for TlsStream {
 impl TlsStream {
     /// The handshake, of which `came` was read already. Tickets stay until the first answer, which they go out with, or until the peer is waited for.
     pub async fn accept(
-        stream: TcpStream,
+        stream: Socket,
         config: Arc<ServerConfig>,
         mut came: Vec<u8>,
     ) -> io::Result<Box<Self>> {
@@ -104,6 +101,11 @@ impl TlsStream {
         stream.incomplete = came.split_off(used);
         std::future::poll_fn(|cx| stream.poll_handshake(cx)).await?;
         Ok(stream)
+    }
+
+    /// What it runs over.
+    pub fn socket(&mut self) -> &mut Socket {
+        &mut self.stream
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -281,7 +283,7 @@ impl TlsStream {
             if rest.is_empty() {
                 break Poll::Ready(Ok(()));
             }
-            match poll_plain(&mut self.stream, cx, |stream| stream.try_write(rest)) {
+            match self.stream.poll_write_with(cx, |socket| socket.try_write(rest)) {
                 Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(bytes)) => taken += bytes,
                 Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),

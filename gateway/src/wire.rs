@@ -1,23 +1,19 @@
-//! A TCP connection, plain or under TLS: readiness through the waker it is polled with, and writes that never wait.
+//! A TCP connection, plain or under TLS, and writes that never wait.
 
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::tls_stream::TlsStream;
+use crate::{socket::Socket, tls_stream::TlsStream};
 
 /// See the module's page.
 #[derive(Debug)]
 pub(crate) enum Wire {
-    Plain(TcpStream),
+    Plain(Socket),
     Tls(Box<TlsStream>),
 }
 
@@ -29,7 +25,7 @@ impl Wire {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(stream) => poll_plain(stream, cx, |stream| stream.try_write_vectored(slices)),
+            Self::Plain(socket) => socket.poll_write_with(cx, |socket| socket.try_write_vectored(slices)),
             Self::Tls(stream) => stream.poll_write_slices(cx, slices),
         }
     }
@@ -37,29 +33,16 @@ impl Wire {
     /// The same of one slice.
     pub fn poll_write_bytes(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(stream) => {
-                // What the socket takes needs no look at what tokio knows of it; where it takes nothing tokio has to know.
-                match SockRef::from(&*stream).send(bytes) {
-                    Ok(written) if written > 0 => Poll::Ready(Ok(written)),
-                    _ => poll_plain(stream, cx, |stream| stream.try_write(bytes)),
-                }
-            }
+            Self::Plain(socket) => socket.poll_write_with(cx, |socket| socket.try_write(bytes)),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
-}
 
-/// Beside tokio's cooperative budget: a flush pass writes to thousands of sockets in one poll.
-pub(crate) fn poll_plain(
-    stream: &mut TcpStream,
-    cx: &mut Context<'_>,
-    write: impl Fn(&TcpStream) -> io::Result<usize>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        match write(stream) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_write_ready(cx))?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return Poll::Ready(outcome),
+    /// Its socket.
+    pub fn socket(&mut self) -> &mut Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.socket(),
         }
     }
 }

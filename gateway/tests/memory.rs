@@ -109,11 +109,10 @@ fn an_idle_websocket_holds_what_the_table_says() {
     const FIRST: u64 = 450;
     const MORE: u64 = 1_800;
     /// A connection's place, and the places of a page.
-    const PLACE: usize = 360;
+    const PLACE: usize = 328;
     const PAGE: usize = 16_384 / PLACE;
-    // tokio's task, what readiness of a socket is kept in, and what the connections of a user share.
-    let table: BTreeMap<usize, isize> =
-        [(128, 1), (256, 1), (64, 1), (PLACE * PAGE, MORE as isize / PAGE as isize)].into();
+    // What the connections of a user share.
+    let table: BTreeMap<usize, isize> = [(64, 1), (PLACE * PAGE, MORE as isize / PAGE as isize)].into();
 
     let house = House::wide(|_| ());
     house.router.sessions.lock().reserve(8 * (FIRST + MORE) as usize);
