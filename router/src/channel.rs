@@ -240,6 +240,11 @@ impl Channel {
     /// Forgets what is old.
     pub fn sweep(&mut self, now: Instant, desk: &Desk) {
         self.repeats.expire(desk.context.now_ms());
+        let is_quiet = now.duration_since(self.touched) >= desk.context.config.tail_kept;
+        if is_quiet && !self.is_busy() && !desk.undrained.contains_key(&self.id()) {
+            let dropped = self.tail.rest(self.members.len());
+            desk.context.tail_bytes.fetch_sub(dropped, std::sync::atomic::Ordering::Relaxed);
+        }
         // What a burst made room for goes back when it is over.
         if self.pending.is_empty() {
             self.pending = VecDeque::new();

@@ -62,6 +62,8 @@ pub struct RouterConfig {
     pub cursors_every: Duration,
     /// As `cursors_every`, in direct channels.
     pub direct_cursors_every: Duration,
+    /// How long the tail of a channel in which nothing happens stays as it is; then the newest few frames are left of it.
+    pub tail_kept: Duration,
     /// How long a channel that nobody uses stays loaded.
     pub idle: Duration,
 }
@@ -92,6 +94,7 @@ impl RouterConfig {
             readers_waiting_max: 16_384,
             cursors_every: Duration::from_secs(5),
             direct_cursors_every: Duration::from_millis(250),
+            tail_kept: Duration::from_secs(15),
             idle: Duration::from_secs(60),
         }
     }

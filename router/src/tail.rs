@@ -10,6 +10,12 @@ use fanfare_proto::{
 };
 use fanfare_storage::model::{Entry, EntryKind};
 
+/// Frames that stay in a channel in which nothing happens.
+const FRAMES_AT_REST: usize = 64;
+/// Bytes of them, and for each member: the more there are, the more will come and ask.
+const BYTES_AT_REST: usize = 4 * 1024;
+const MEMBER_BYTES_AT_REST: usize = 16;
+
 /// One frame of the tail with what is asked of it without decoding.
 #[derive(Clone, Debug)]
 pub struct Held {
@@ -112,6 +118,8 @@ pub fn stub(frame: &Bytes) -> Option<Bytes> {
 pub struct Tail {
     held: VecDeque<Held>,
     bytes: usize,
+    /// Nothing came since [`Self::rest`].
+    is_at_rest: bool,
 }
 
 impl Tail {
@@ -164,6 +172,7 @@ impl Tail {
         }
         self.bytes += held.frame.len();
         self.held.push_back(held);
+        self.is_at_rest = false;
     }
 
     /// Drops the oldest until within both bounds; gives how many bytes went.
@@ -175,6 +184,21 @@ impl Tail {
             }
         }
         before - self.bytes
+    }
+
+    /// Nothing happens in its channel: keeps what brings a session up to date that was away for a few messages, and gives how many
+    /// bytes went. What is older is read from the stores.
+    pub fn rest(&mut self, members: usize) -> usize {
+        if std::mem::replace(&mut self.is_at_rest, true) {
+            return 0;
+        }
+        let dropped = self.shrink(FRAMES_AT_REST, BYTES_AT_REST + members * MEMBER_BYTES_AT_REST);
+        self.held.shrink_to_fit();
+        for held in &mut self.held {
+            // Else it holds on to all that was committed with it.
+            held.frame = Bytes::copy_from_slice(&held.frame);
+        }
+        dropped
     }
 
     /// Drops everything.
@@ -268,6 +292,19 @@ mod tests {
         tail.shrink(2, usize::MAX);
         assert_eq!(tail.first(), Some(8));
         assert_eq!(tail.bytes(), tail.iter().map(|held| held.frame.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn at_rest_it_keeps_the_newest_frames() {
+        let mut tail = Tail::default();
+        for seq in 1..=100 {
+            tail.push(held(seq, EntryKind::Message, 0));
+        }
+        let before = tail.bytes();
+        let dropped = tail.rest(1);
+        assert_eq!((tail.len(), tail.first(), before - dropped), (FRAMES_AT_REST, Some(37), tail.bytes()));
+        assert!(tail.covers(36, 100) && !tail.covers(35, 100));
+        assert_eq!(tail.rest(1), 0);
     }
 
     #[test]

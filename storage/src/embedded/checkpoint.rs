@@ -1,7 +1,9 @@
-//! The maintenance thread that moves SQLite's logs into their files, so that no commit does.
+//! The maintenance thread: it moves SQLite's logs into their files, so that no commit does, and has the stores give back what a
+//! burst took once nothing is written any more.
 
 use std::{
-    sync::Arc,
+    fmt,
+    sync::{Arc, OnceLock},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -19,24 +21,44 @@ const LOG_PAGES_MAX: u64 = 4 * 1024;
 const COMMIT_BYTES: u64 = 64 * 1024;
 /// Longest time between looks at the logs.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Since the last write: the stores are at rest.
+const REST: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
+/// What gives memory back when the stores are at rest.
+type AtRest = Box<dyn Fn() + Send + Sync>;
+
+#[derive(Default)]
 struct Work {
     written_bytes: u64,
+    /// The last write since the stores were at rest.
+    written_at: Option<Instant>,
     stopping: bool,
 }
 
-#[derive(Debug, Default)]
+/// What the thread has to do.
+enum Task {
+    Checkpoint,
+    Rest,
+    End,
+}
+
+#[derive(Default)]
 struct Signal {
     work: Mutex<Work>,
     wake: Condvar,
+    at_rest: OnceLock<AtRest>,
 }
 
 /// Owns the thread; it ends with this.
-#[derive(Debug)]
 pub struct Checkpointer {
     signal: Arc<Signal>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Checkpointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpointer").finish_non_exhaustive()
+    }
 }
 
 impl Checkpointer {
@@ -52,9 +74,18 @@ impl Checkpointer {
             .spawn({
                 let signal = Arc::clone(&signal);
                 move || {
-                    while signal.wait() {
-                        for (database, connection) in &connected {
-                            checkpoint(database, connection);
+                    loop {
+                        match signal.wait() {
+                            Task::Checkpoint => {
+                                connected.iter().for_each(|(database, own)| checkpoint(database, own));
+                            }
+                            Task::Rest => {
+                                connected.iter().for_each(|(database, own)| database.shrink(own));
+                                if let Some(at_rest) = signal.at_rest.get() {
+                                    at_rest();
+                                }
+                            }
+                            Task::End => return,
                         }
                     }
                 }
@@ -63,10 +94,17 @@ impl Checkpointer {
         Ok(Self { signal, thread: Some(thread) })
     }
 
+    /// What else gives memory back when the stores are at rest; the first that is given stays.
+    pub fn at_rest(&self, at_rest: AtRest) {
+        // A second one changes nothing, as it says.
+        let _ = self.signal.at_rest.set(at_rest);
+    }
+
     /// Counts what a transaction wrote.
     pub fn written(&self, bytes: u64) {
         let mut work = self.signal.work.lock();
         work.written_bytes += bytes + COMMIT_BYTES;
+        work.written_at = Some(Instant::now());
         if work.written_bytes >= WRITTEN_BYTES {
             self.signal.wake.notify_one();
         }
@@ -86,16 +124,24 @@ impl Drop for Checkpointer {
 }
 
 impl Signal {
-    /// Waits for work; `false` when the thread has to end.
-    fn wait(&self) -> bool {
+    fn wait(&self) -> Task {
         let mut work = self.work.lock();
-        while !work.stopping && work.written_bytes < WRITTEN_BYTES {
-            if self.wake.wait_for(&mut work, INTERVAL).timed_out() && work.written_bytes > 0 {
-                break;
+        loop {
+            if work.stopping {
+                return Task::End;
+            }
+            let is_late = work.written_bytes < WRITTEN_BYTES
+                && self.wake.wait_for(&mut work, INTERVAL).timed_out()
+                && !work.stopping;
+            if work.written_bytes >= WRITTEN_BYTES || (is_late && work.written_bytes > 0) {
+                work.written_bytes = 0;
+                return Task::Checkpoint;
+            }
+            if is_late && work.written_at.is_some_and(|last| last.elapsed() >= REST) {
+                work.written_at = None;
+                return Task::Rest;
             }
         }
-        work.written_bytes = 0;
-        !work.stopping
     }
 }
 

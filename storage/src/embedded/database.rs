@@ -143,6 +143,21 @@ impl Database {
         Ok(())
     }
 
+    /// Has the connections that nobody uses give their page caches back, and `own`. What cannot be given back now stays.
+    pub fn shrink(&self, own: &Connection) {
+        let shrink = |connection: &Connection| {
+            if let Err(error) = run(connection, "PRAGMA shrink_memory") {
+                tracing::warn!(%error, file = %self.path.display(), "page caches");
+            }
+        };
+        shrink(own);
+        for connection in self.readers.iter().chain([&self.writer]) {
+            if let Some(connection) = connection.try_lock() {
+                shrink(&connection);
+            }
+        }
+    }
+
     /// Moves what stands in the log into the file, as far as that goes without waiting. Gives the pages that the log
     /// holds.
     pub fn checkpoint(&self, connection: &Connection) -> Result<u64, StoreError> {

@@ -27,6 +27,8 @@ use crate::{SLOW, error::StoreError, mutant};
 const CONTENT_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 /// Memtable of each other keyspace, bytes.
 const SMALL_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes in memtables, all together, that are worth tables of their own when nothing more comes.
+const WRITE_OUT_BYTES: u64 = 512 * 1024;
 /// Journals kept before memtables are written out, bytes.
 const JOURNALS_BYTES: u64 = 192 * 1024 * 1024;
 /// Memtables that wait to be written out, and tables that wait to be merged, at which a keyspace takes no more: just
@@ -92,9 +94,13 @@ impl Keyspaces {
     /// Whether fjall would hold a writer until its workers have caught up. It does so without end where they have
     /// failed, so it is not asked: the caller tries again.
     fn is_congested(&self) -> bool {
-        [&self.content, &self.amendments, &self.lists, &self.log, &self.notes].into_iter().any(|keyspace| {
+        self.all().into_iter().any(|keyspace| {
             keyspace.sealed_memtable_count() >= SEALED_MAX || keyspace.l0_table_count() >= FRESH_TABLES_MAX
         })
+    }
+
+    fn all(&self) -> [&Keyspace; 5] {
+        [&self.content, &self.amendments, &self.lists, &self.log, &self.notes]
     }
 }
 
@@ -181,6 +187,25 @@ impl FjallStore {
             Ok(()) => Ok(()),
             Err(fjall::Error::Poisoned) => Err(self.of_write(&fjall::Error::Poisoned)),
             Err(error) => Err(StoreError::SyncFailed(error.to_string())),
+        }
+    }
+
+    /// Has what stands in memtables written out in the background: nothing more comes, and what is durable need not stay in memory.
+    pub(super) fn write_out(&self) {
+        if self.poisoned.load(Ordering::SeqCst) || self.check_room().is_err() {
+            return;
+        }
+        let guard = self.keyspaces.read();
+        let Some(keyspaces) = &*guard else { return };
+        if keyspaces.database.write_buffer_size() < WRITE_OUT_BYTES || keyspaces.is_congested() {
+            return;
+        }
+        for keyspace in keyspaces.all() {
+            if let Err(error) = keyspace.rotate_memtable() {
+                let error = self.of_write(&error);
+                tracing::warn!(%error, "a memtable cannot be written out");
+                return;
+            }
         }
     }
 

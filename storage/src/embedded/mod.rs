@@ -70,6 +70,12 @@ pub fn open(folder: &Path, options: &Options) -> Result<Embedded, StoreError> {
     let lock = Arc::new(folder::take(folder)?);
     let metadata = Arc::new(SqliteMetadata::open(folder, options, Arc::clone(&lock))?);
     let store = Arc::new(FjallStore::open(folder, options, lock)?);
+    let content = Arc::downgrade(&store);
+    metadata.at_rest(move || {
+        if let Some(store) = content.upgrade() {
+            store.write_out();
+        }
+    });
     folder::sync(folder)?;
     let recovered = metadata.outbox()?;
     Ok(Embedded { metadata, store, recovered })

@@ -76,6 +76,11 @@ impl SqliteMetadata {
         Ok(Self { meta, cursors, outbox: Mutex::new(outbox), checkpointer, _lock: lock })
     }
 
+    /// As [`Checkpointer::at_rest`].
+    pub(super) fn at_rest(&self, at_rest: impl Fn() + Send + Sync + 'static) {
+        self.checkpointer.at_rest(Box::new(at_rest));
+    }
+
     /// As [`Database::write`] of `meta.db`.
     pub(super) fn write_meta<T>(
         &self,
