@@ -51,6 +51,8 @@ pub struct Stage<L> {
     pub hole: Option<String>,
     /// GAPs in the place of what was to be measured: a session read too slowly, which proves nothing about the server.
     pub behind: u64,
+    /// The first of them, in words.
+    gap: Option<String>,
     /// Why the run cannot go on.
     pub failed: Option<String>,
     closing: bool,
@@ -103,7 +105,12 @@ impl<L: Load> Stage<L> {
                     format!("session {member}: {kind:?} in channel {channel} between {after} and {before}")
                 });
             }
-            Event::Gap { channel, head, .. } => self.behind += u64::from(self.load.is_new(channel, head)),
+            Event::Gap { channel, after, head } if self.load.is_new(channel, head) => {
+                self.behind += 1;
+                let what = || format!("session {member}: channel {channel} behind {after}, which is at {head}");
+                self.gap.get_or_insert_with(what);
+            }
+            Event::Gap { .. } => {}
             event => self.load.event(member, event),
         }
     }
@@ -126,6 +133,7 @@ impl<L: Load> Crowd<L> {
             repeats: 0,
             hole: None,
             behind: 0,
+            gap: None,
             failed: None,
             closing: false,
             count: None,
@@ -204,6 +212,9 @@ impl<L: Load> Crowd<L> {
     async fn surely(&self, what: &str, look: impl Fn(&Stage<L>) -> (bool, usize)) -> Result<()> {
         if self.until(look).await? {
             return Ok(());
+        }
+        if let Some(gap) = self.with(|stage| stage.gap.take()) {
+            bail!("{what}: the server told a session to fetch what it missed ({gap})")
         }
         bail!("{what}: nothing moved for {} s", PATIENCE.as_secs())
     }

@@ -185,7 +185,7 @@ impl Run {
         let scratch = Scratch::new("idle", arguments.options.keep)?;
         let mut server = Server::start(&scratch.path, cores, arguments.options.transport).await?;
         let people = people(&server.admin, most).await?;
-        let made = channels(&server, &people, channel_count).await?;
+        let mut made = channels(&server, &people, channel_count).await?;
         for after_traffic in [false, true] {
             if after_traffic && arguments.fresh_only {
                 break;
@@ -220,6 +220,8 @@ impl Run {
             if crowd.len() == most && crowd.with(|stage| stage.behind == 0) {
                 let (delivered, deliver_ms) = shout(&crowd).await?;
                 everybody.push(Everybody { sessions: most, delivered, deliver_ms });
+                // For the next life's sessions it is history.
+                made.everybody.head += 1;
             }
             let mut stage = crowd.end().await?;
             let mut deliveries = stage.load.deliveries();
