@@ -38,6 +38,7 @@ use crate::{
     quic,
     shared::Shared,
     slots::Slots,
+    turns::Turns,
 };
 
 /// Bytes of the buffer that all connections of a lane are read through.
@@ -94,6 +95,8 @@ pub(crate) struct Lane {
     read: Cell<Vec<Up>>,
     /// Frames handed up since the last sweep.
     frames_in: Cell<u64>,
+    /// Of the handshakes.
+    pub turns: Turns,
     /// Handshakes and connections; the lane ends when they have.
     pub tasks: TaskTracker,
 }
@@ -184,6 +187,7 @@ impl Lane {
             has_ups: Notify::new(),
             read: Cell::default(),
             frames_in,
+            turns: Turns::new(),
             tasks,
         })
     }

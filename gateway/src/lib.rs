@@ -30,6 +30,7 @@ mod telemetry;
 mod tls;
 mod tls_stream;
 mod token;
+mod turns;
 mod wire;
 
 use std::{

@@ -20,7 +20,7 @@ use crate::{
     connection_id::{self, SignedConnectionIds},
     error::GatewayError,
     inbox::{Item, Lanes},
-    quic::{self, REFUSE_ABOVE},
+    quic,
     shared::Shared,
 };
 
@@ -34,6 +34,11 @@ pub const DATAGRAM_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 const PORTS_TRIED: usize = 64;
 /// How long accepting rests when the process has no file left.
 const FILES_REST: Duration = Duration::from_millis(100);
+/// Handshakes that wait for their first turn, over TCP and QUIC, from which on TCP connections are left with the kernel: some
+/// tens of milliseconds of work. A client that waits there costs nothing.
+const WAITING_MAX: u32 = 256;
+/// How long accepting rests then.
+const WAITING_REST: Duration = Duration::from_millis(1);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(3);
 
@@ -160,6 +165,9 @@ pub(crate) async fn serve(
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
     loop {
+        while shared.admission.waiting() >= WAITING_MAX {
+            tokio::time::sleep(WAITING_REST).await;
+        }
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -194,8 +202,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
 
 async fn incoming(endpoint: Endpoint, shared: Arc<Shared>, lanes: Arc<Lanes>) {
     while let Some(incoming) = endpoint.accept().await {
-        let under_way = shared.admission.handshakes();
-        if under_way >= REFUSE_ABOVE.max(shared.limits.handshakes_max) {
+        if shared.admission.handshakes() >= shared.limits.handshakes_max {
             metrics::counter!("fanfare_gateway_shed_total").increment(1);
             incoming.refuse();
             continue;
