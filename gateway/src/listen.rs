@@ -4,13 +4,14 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener, UdpSocket},
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
 use aws_lc_rs::hmac;
 use fanfare_proto::ws::Refusal;
-use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Endpoint, EndpointConfig};
 use quinn_proto::RandomConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection_id::{self, SignedConnectionIds},
+    endpoint,
     error::GatewayError,
     inbox::{Item, Lanes},
     quic,
@@ -135,7 +137,7 @@ pub(crate) async fn serve(
     ended: CancellationToken,
 ) -> Result<(), GatewayError> {
     let tasks = tokio_util::task::TaskTracker::new();
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut readers) = (Vec::new(), Vec::new());
     for door in doors {
         let fault = |source| GatewayError::Listen { address: door.address, source };
         let tcp = TcpListener::from_std(door.tcp).map_err(fault)?;
@@ -143,23 +145,31 @@ pub(crate) async fn serve(
         if let Some(tls) = &shared.tls {
             let idle = Duration::from_millis(shared.policy().idle_ms.min(3_600_000));
             let config = quic::server_config(tls, idle)?;
-            let runtime = Arc::new(TokioRuntime);
-            let endpoint = Endpoint::new(endpoint_config(shared.reset_key), Some(config), door.udp, runtime)
-                .map_err(fault)?;
+            let (endpoint, reader) =
+                endpoint::open(endpoint_config(shared.reset_key), config, door.udp).map_err(fault)?;
             let incoming = incoming(endpoint.clone(), shared.clone(), lanes.clone());
             tasks.spawn(closing.clone().run_until_cancelled_owned(incoming));
             endpoints.push(endpoint);
+            readers.push(reader);
         }
     }
     tasks.spawn(closing.clone().run_until_cancelled_owned(watch_certificate(shared)));
     tasks.close();
-    tasks.wait().await;
-    ended.cancelled().await;
-    for endpoint in &endpoints {
-        endpoint.close(quinn::VarInt::from(0u32), b"");
-        // The last closes go out.
-        let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
-    }
+    let serving = async move {
+        tasks.wait().await;
+        ended.cancelled().await;
+        for endpoint in &endpoints {
+            endpoint.close(quinn::VarInt::from(0u32), b"");
+            // The last closes go out.
+            let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
+        }
+    };
+    let mut serving = pin!(serving);
+    std::future::poll_fn(|cx| {
+        readers.retain_mut(|reader| Pin::new(reader).poll(cx).is_pending());
+        serving.as_mut().poll(cx)
+    })
+    .await;
     Ok(())
 }
 

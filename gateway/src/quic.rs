@@ -465,7 +465,8 @@ async fn drive(
         }
     }
     connection.close(VarInt::from(0u32), b"");
-    lane.remove(key);
+    // In turns too: when all leave at once, what follows from it here and at the router is not to delay those who stay.
+    lane.turns.take(Box::pin(async { lane.remove(key) })).await;
 }
 
 /// What a connection's task met.

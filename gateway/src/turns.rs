@@ -40,7 +40,7 @@ impl Turns {
             let rests = worked >= WORK_MAX;
             if rests {
                 // The turn is kept meanwhile: the next one begins behind the pass.
-                tokio::task::yield_now().await;
+                pass().await;
                 self.worked.set(Duration::ZERO);
             }
             drop(turn);
@@ -54,6 +54,13 @@ impl Turns {
     }
 }
 
+/// Waits until everything that is ready has been polled: the tasks of the runtime, which QUIC's connections are, and then those
+/// of the lane.
+async fn pass() {
+    // It is queued behind all others, and its end queues this task behind the lane's.
+    let _ = tokio::spawn(std::future::ready(())).await;
+}
+
 /// Waits for one wake-up of this task.
 async fn pause() {
     let mut is_back = false;
@@ -63,11 +70,23 @@ async fn pause() {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, rc::Rc};
+    use std::{
+        cell::RefCell,
+        rc::Rc,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
 
-    use tokio::{sync::oneshot, task::LocalSet};
+    use tokio::{
+        sync::oneshot,
+        task::{JoinSet, LocalSet},
+    };
 
     use super::*;
+
+    const OTHERS: usize = 100;
 
     fn run(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -98,7 +117,19 @@ mod tests {
                     turns.take(handshake).await;
                 }));
             }
-            let others = tokio::task::spawn_local(async move {
+            // A hundred tasks of the runtime, more than it runs between two looks at the sockets, and one of the lane.
+            let polled = Arc::new(AtomicUsize::new(0));
+            let mut others = JoinSet::new();
+            for _ in 0..OTHERS {
+                let polled = polled.clone();
+                others.spawn(async move {
+                    loop {
+                        polled.fetch_add(1, Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+            others.spawn_local(async move {
                 loop {
                     passes.set(passes.get() + 1);
                     tokio::task::yield_now().await;
@@ -107,12 +138,13 @@ mod tests {
             for handshake in handshakes {
                 handshake.await.unwrap();
             }
-            others.abort();
             let seen = seen.borrow();
             assert!(seen.iter().map(|(number, _)| *number).eq(0..20), "in their order: {seen:?}");
             for pair in seen.windows(2) {
-                assert!(pair[0].1 < pair[1].1, "a pass between two handshakes: {seen:?}");
+                assert!(pair[0].1 < pair[1].1, "a pass of the lane between two handshakes: {seen:?}");
             }
+            let polled = polled.load(Ordering::Relaxed);
+            assert!(polled >= 19 * OTHERS, "a pass of the runtime between two handshakes: {polled}");
         });
     }
 
