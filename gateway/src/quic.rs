@@ -466,7 +466,8 @@ async fn drive(
     }
     connection.close(VarInt::from(0u32), b"");
     // In turns too: when all leave at once, what follows from it here and at the router is not to delay those who stay.
-    lane.turns.take(Box::pin(async { lane.remove(key) })).await;
+    // Boxed, because a connection's task is as big as its biggest state.
+    Box::pin(lane.turns.take(Box::pin(async { lane.remove(key) }))).await;
 }
 
 /// What a connection's task met.

@@ -16,6 +16,7 @@ use super::{
     report::{Options, Outcome, Report},
     server::{Server, Transport},
     statistics::Spread,
+    udp,
 };
 use crate::scratch::Scratch;
 use blocks::{BLOCK, Blocks, channels, shout, talk};
@@ -199,10 +200,14 @@ impl Run {
             }
             server.restart().await?;
             let kernel_before = kernel_socket_bytes();
+            let targets = match arguments.options.transport {
+                Transport::Quic => udp::apart(&server.targets)?,
+                Transport::Ws | Transport::Wss => server.targets.clone(),
+            };
             let mut crowd = Crowd::new(Blocks::new(&made, most));
             for sessions in &arguments.sessions {
                 let before = crowd.len();
-                crowd.grow(&server.targets, &people, *sessions).await?;
+                crowd.grow(&targets, &people, *sessions).await?;
                 if after_traffic {
                     if !talk(&crowd, before..*sessions).await? {
                         break;

@@ -265,9 +265,7 @@ async fn serve(
     let world = World::new(seats.places, Side::Dropping, &seats.made, seats.sent)?;
     let mut ways = seats.ways;
     if seats.over_quic {
-        // An endpoint is turned by the thread that opened it.
-        ways =
-            ways.into_iter().zip(udp::endpoints()?).map(|(way, endpoint)| way.endpoint(endpoint)).collect();
+        ways = udp::apart(&ways)?;
     }
     let mut crowd = Crowd::new(world);
     let outcome = crowd.open(Side::Dropping, &ways, &seats.people, seats.places.talkers).await;
