@@ -2,6 +2,7 @@
 //! dropped.
 
 use std::{
+    cell::Cell,
     net::IpAddr,
     sync::{
         Arc,
@@ -23,6 +24,8 @@ pub(crate) struct Admission {
     users: DashMap<UserId, Arc<User>>,
     connections: AtomicU32,
     handshakes: AtomicU32,
+    /// Handshakes of those that have not begun.
+    waiting: AtomicU32,
 }
 
 /// What the connections of one address share.
@@ -63,6 +66,7 @@ pub(crate) struct UserPermit {
 #[derive(Debug)]
 pub(crate) struct HandshakePermit {
     admission: Arc<Admission>,
+    has_begun: Cell<bool>,
 }
 
 impl Admission {
@@ -73,6 +77,7 @@ impl Admission {
             users: DashMap::new(),
             connections: AtomicU32::new(0),
             handshakes: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
         })
     }
 
@@ -120,7 +125,13 @@ impl Admission {
             self.handshakes.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        Some(HandshakePermit { admission: self.clone() })
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Some(HandshakePermit { admission: self.clone(), has_begun: Cell::new(false) })
+    }
+
+    /// Handshakes that wait for their first turn: work of ours alone, which no peer holds up.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// A place for a session of that user.
@@ -171,8 +182,18 @@ impl Drop for UserPermit {
     }
 }
 
+impl HandshakePermit {
+    /// The handshake's first turn has come.
+    pub fn begun(&self) {
+        if !self.has_begun.replace(true) {
+            self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
+        self.begun();
         self.admission.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -196,6 +217,19 @@ mod tests {
         drop(user);
         assert!(admission.users.is_empty());
         assert!(admission.user(UserId(1)).is_ok());
+    }
+
+    #[test]
+    fn a_handshake_waits_until_it_has_begun_or_is_given_up() {
+        let admission = Admission::new(Limits { handshakes_max: 2, ..Limits::DEFAULT });
+        let (one, two) = (admission.handshake().unwrap(), admission.handshake().unwrap());
+        assert!(admission.handshake().is_none());
+        assert_eq!((admission.waiting(), admission.handshakes()), (2, 2));
+        one.begun();
+        one.begun();
+        assert_eq!((admission.waiting(), admission.handshakes()), (1, 2));
+        drop((one, two));
+        assert_eq!((admission.waiting(), admission.handshakes()), (0, 0));
     }
 
     #[test]

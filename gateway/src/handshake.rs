@@ -115,7 +115,11 @@ pub(crate) async fn websocket(
     let deadline = Instant::now() + Duration::from_millis(lane.shared.policy().handshake_ms);
     // A little longer than the deadline inside, which leaves time to say why.
     let last = deadline + REFUSED_LINGER * 3;
-    let opened = Box::pin(tokio::time::timeout_at(last, shake(&lane, stream, address, deadline))).await;
+    let shaken = async {
+        permit.begun();
+        tokio::time::timeout_at(last, shake(&lane, stream, address, deadline)).await
+    };
+    let opened = lane.turns.take(Box::pin(shaken)).await;
     drop(permit);
     if let Ok(Ok(Some(key))) = opened {
         lane.settle(key);

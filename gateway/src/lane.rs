@@ -39,6 +39,7 @@ use crate::{
     readiness::{Readiness, Turn},
     shared::Shared,
     slots::Slots,
+    turns::Turns,
 };
 
 /// Bytes of the buffer that all connections of a lane are read through.
@@ -97,6 +98,8 @@ pub(crate) struct Lane {
     has_ups: Notify,
     /// Frames handed up since the last sweep.
     frames_in: Cell<u64>,
+    /// Of the handshakes.
+    pub turns: Turns,
     /// Handshakes and connections; the lane ends when they have.
     pub tasks: TaskTracker,
 }
@@ -187,6 +190,7 @@ impl Lane {
             has_ups: Notify::new(),
             readiness: Rc::new(readiness),
             frames_in,
+            turns: Turns::new(),
             tasks,
         })
     }

@@ -16,6 +16,7 @@ mod config;
 mod connection;
 mod connection_id;
 mod credit;
+mod endpoint;
 mod error;
 mod gather;
 mod handshake;
@@ -33,6 +34,7 @@ mod telemetry;
 mod tls;
 mod tls_stream;
 mod token;
+mod turns;
 mod wire;
 
 use std::{
@@ -157,21 +159,28 @@ impl Gateway {
             // Handing over what comes in costs a switch of threads: a single lane takes it itself.
             let door = if count == 1 { door.take() } else { None };
             gateway.thread(format!("gateway-{number}"), move |runtime| {
-                let door = door.map(|door| runtime.spawn(door));
+                let mut door = door.map(Box::pin);
                 LocalSet::new().block_on(&runtime, async {
                     // A pass writes to thousands of sockets in one poll: it is not to be cut by tokio's budget.
-                    match Readiness::new(epoll) {
-                        Ok(readiness) => {
-                            let lane = Lane::new(number as u8, shared, inbox, readiness);
-                            tokio::task::unconstrained(lane.run()).await;
+                    let readiness = match Readiness::new(epoll) {
+                        Ok(readiness) => readiness,
+                        Err(error) => return tracing::error!(%error, "a lane cannot watch its sockets"),
+                    };
+                    let lane = Lane::new(number as u8, shared, inbox, readiness);
+                    let mut lane = std::pin::pin!(tokio::task::unconstrained(lane.run()));
+                    // Not in a task: what comes in is not to stand behind all tasks that are ready.
+                    std::future::poll_fn(|cx| {
+                        if door.as_mut().is_some_and(|door| door.as_mut().poll(cx).is_ready()) {
+                            door = None;
                         }
-                        Err(error) => tracing::error!(%error, "a lane cannot watch its sockets"),
-                    }
+                        lane.as_mut().poll(cx)
+                    })
+                    .await;
                 });
                 let _ = ended.send(());
                 if let Some(door) = door {
                     // QUIC's last closes go out.
-                    let _ = runtime.block_on(door);
+                    runtime.block_on(door);
                 }
             })?;
             gateway.lanes_ended.push(wait);

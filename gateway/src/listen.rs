@@ -4,13 +4,14 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener, UdpSocket},
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
 use aws_lc_rs::hmac;
 use fanfare_proto::ws::Refusal;
-use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Endpoint, EndpointConfig};
 use quinn_proto::RandomConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection_id::{self, SignedConnectionIds},
+    endpoint,
     error::GatewayError,
     inbox::{Item, Lanes},
-    quic::{self, REFUSE_ABOVE},
+    quic,
     shared::Shared,
 };
 
@@ -34,6 +36,11 @@ pub const DATAGRAM_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 const PORTS_TRIED: usize = 64;
 /// How long accepting rests when the process has no file left.
 const FILES_REST: Duration = Duration::from_millis(100);
+/// Handshakes that wait for their first turn, over TCP and QUIC, from which on TCP connections are left with the kernel: some
+/// tens of milliseconds of work. A client that waits there costs nothing.
+const WAITING_MAX: u32 = 256;
+/// How long accepting rests then.
+const WAITING_REST: Duration = Duration::from_millis(1);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(3);
 
@@ -130,7 +137,7 @@ pub(crate) async fn serve(
     ended: CancellationToken,
 ) -> Result<(), GatewayError> {
     let tasks = tokio_util::task::TaskTracker::new();
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut readers) = (Vec::new(), Vec::new());
     for door in doors {
         let fault = |source| GatewayError::Listen { address: door.address, source };
         let tcp = TcpListener::from_std(door.tcp).map_err(fault)?;
@@ -138,28 +145,39 @@ pub(crate) async fn serve(
         if let Some(tls) = &shared.tls {
             let idle = Duration::from_millis(shared.policy().idle_ms.min(3_600_000));
             let config = quic::server_config(tls, idle)?;
-            let runtime = Arc::new(TokioRuntime);
-            let endpoint = Endpoint::new(endpoint_config(shared.reset_key), Some(config), door.udp, runtime)
-                .map_err(fault)?;
+            let (endpoint, reader) =
+                endpoint::open(endpoint_config(shared.reset_key), config, door.udp).map_err(fault)?;
             let incoming = incoming(endpoint.clone(), shared.clone(), lanes.clone());
             tasks.spawn(closing.clone().run_until_cancelled_owned(incoming));
             endpoints.push(endpoint);
+            readers.push(reader);
         }
     }
     tasks.spawn(closing.clone().run_until_cancelled_owned(watch_certificate(shared)));
     tasks.close();
-    tasks.wait().await;
-    ended.cancelled().await;
-    for endpoint in &endpoints {
-        endpoint.close(quinn::VarInt::from(0u32), b"");
-        // The last closes go out.
-        let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
-    }
+    let serving = async move {
+        tasks.wait().await;
+        ended.cancelled().await;
+        for endpoint in &endpoints {
+            endpoint.close(quinn::VarInt::from(0u32), b"");
+            // The last closes go out.
+            let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
+        }
+    };
+    let mut serving = pin!(serving);
+    std::future::poll_fn(|cx| {
+        readers.retain_mut(|reader| Pin::new(reader).poll(cx).is_pending());
+        serving.as_mut().poll(cx)
+    })
+    .await;
     Ok(())
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
     loop {
+        while shared.admission.waiting() >= WAITING_MAX {
+            tokio::time::sleep(WAITING_REST).await;
+        }
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -194,8 +212,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
 
 async fn incoming(endpoint: Endpoint, shared: Arc<Shared>, lanes: Arc<Lanes>) {
     while let Some(incoming) = endpoint.accept().await {
-        let under_way = shared.admission.handshakes();
-        if under_way >= REFUSE_ABOVE.max(shared.limits.handshakes_max) {
+        if shared.admission.handshakes() >= shared.limits.handshakes_max {
             metrics::counter!("fanfare_gateway_shed_total").increment(1);
             incoming.refuse();
             continue;

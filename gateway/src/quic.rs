@@ -34,8 +34,8 @@ use crate::{
     tls::Tls,
 };
 
-/// Handshakes above which new ones are refused.
-pub(crate) const REFUSE_ABOVE: u32 = 1_024;
+/// Attempts that the endpoint keeps until the door looks at them; it refuses more.
+const INCOMING_MAX: usize = 1_024;
 /// Streams that a client may have open: control and fetches; uplink, and what WebTransport needs.
 const BIDIRECTIONAL_MAX: u32 = 4;
 const UNIDIRECTIONAL_MAX: u32 = 3;
@@ -84,7 +84,7 @@ pub(crate) fn server_config(tls: &Tls, idle: Duration) -> Result<quinn::ServerCo
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport));
     config.migration(true);
-    config.max_incoming(REFUSE_ABOVE as usize);
+    config.max_incoming(INCOMING_MAX);
     config.incoming_buffer_size(64 * 1024).incoming_buffer_size_total(16 * 1024 * 1024);
     Ok(config)
 }
@@ -286,22 +286,25 @@ pub(crate) async fn serve(
 ) {
     let within = Duration::from_millis(lane.shared.policy().handshake_ms);
     let deadline = Instant::now() + within;
-    let connecting = async {
-        let connection = incoming.accept()?.await?;
-        Ok::<_, quinn::ConnectionError>(connection)
+    let shaken = async {
+        permit.begun();
+        let connecting = async {
+            let connection = incoming.accept()?.await?;
+            Ok::<_, quinn::ConnectionError>(connection)
+        };
+        let connection = tokio::time::timeout_at(deadline, connecting).await.ok()?.ok()?;
+        let entered = open(&lane, &connection, address, deadline).await;
+        Some((connection, entered))
     };
-    let Ok(Ok(connection)) = tokio::time::timeout_at(deadline, connecting).await else {
-        lane.shared.count_close(Code::HANDSHAKE_TIMEOUT);
-        return;
-    };
-    let entered = Box::pin(open(&lane, &connection, address, deadline)).await;
+    let shaken = lane.turns.take(Box::pin(shaken)).await;
     drop(permit);
-    match entered {
-        Ok((key, recv, buffer, early)) => {
+    match shaken {
+        None => lane.shared.count_close(Code::HANDSHAKE_TIMEOUT),
+        Some((connection, Ok((key, recv, buffer, early)))) => {
             let task = drive(lane.clone(), key, connection, recv, buffer, early);
             lane.tasks.spawn_local(task);
         }
-        Err((code, control)) => {
+        Some((connection, Err((code, control)))) => {
             lane.shared.count_close(code);
             goodbye(&connection, control, code).await;
         }
@@ -471,7 +474,9 @@ async fn drive(
         }
     }
     connection.close(VarInt::from(0u32), b"");
-    lane.remove(key);
+    // In turns too: when all leave at once, what follows from it here and at the router is not to delay those who stay.
+    // Boxed, because a connection's task is as big as its biggest state.
+    Box::pin(lane.turns.take(Box::pin(async { lane.remove(key) }))).await;
 }
 
 /// What a connection's task met.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use fanfare_client::connection::{ConnectOptions, Connection, now_ms};
 use fanfare_proto::{
     ChannelId, Code, DeviceId,
-    session::client::{ClientSession, DeviceState, Event, SessionOptions},
+    session::client::{ClientSession, DeviceState, Ended, Event, SessionOptions},
     wire,
 };
 use tokio::{sync::Notify, task::JoinSet};
@@ -22,6 +22,8 @@ use super::{ledger::Deliveries, population::Person};
 
 /// Sessions opened at once.
 const OPENING_MAX: usize = 64;
+/// Attempts of one session to connect.
+const ATTEMPTS_MAX: u32 = 8;
 /// Nothing moves for so long: what is waited for does not come.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at whether something has happened.
@@ -53,6 +55,8 @@ pub struct Stage<L> {
     pub behind: u64,
     /// The first of them, in words.
     gap: Option<String>,
+    /// Attempts to connect beside each session's first: the server refused it, or did not answer in time.
+    pub repeated_attempts: u64,
     /// Why the run cannot go on.
     pub failed: Option<String>,
     closing: bool,
@@ -134,6 +138,7 @@ impl<L: Load> Crowd<L> {
             hole: None,
             behind: 0,
             gap: None,
+            repeated_attempts: 0,
             failed: None,
             closing: false,
             count: None,
@@ -151,27 +156,10 @@ impl<L: Load> Crowd<L> {
         while self.wakes.len() < count {
             let member = self.wakes.len();
             let person = people.get(member).context("more sessions than people")?;
-            let session_options = SessionOptions {
-                token: person.token.clone(),
-                delivery: wire::Delivery::Full,
-                device_name: "loadgen".into(),
-                seed: (member as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-                ..Default::default()
-            };
-            let session =
-                ClientSession::new(DeviceState::new(DeviceId(member as u64 + 1)), session_options, now_ms());
             let options = targets[member % targets.len()].clone();
             let (wake, stage) = (Rc::new(Notify::new()), Rc::clone(&self.stage));
             self.wakes.push(Rc::clone(&wake));
-            self.tasks.spawn_local(async move {
-                match Connection::open(&options, session).await {
-                    Ok(connection) => turn(stage, member, connection, wake).await,
-                    Err(error) => {
-                        let why = format!("session {member} cannot connect: {error}");
-                        stage.borrow_mut().failed.get_or_insert(why);
-                    }
-                }
-            });
+            self.tasks.spawn_local(live(stage, member, options, person.token.clone(), wake));
             let opened = self.wakes.len();
             self.surely("sessions do not open", |stage| (stage.ready + OPENING_MAX >= opened, stage.ready))
                 .await?;
@@ -258,17 +246,67 @@ impl<L: Load> Crowd<L> {
     }
 }
 
-async fn turn<L: Load>(
+/// A session's life. What fails before the session was open is tried again as the SDK does it; what fails behind ends the run.
+async fn live<L: Load>(
     stage: Rc<RefCell<Stage<L>>>,
     member: usize,
-    mut connection: Connection,
+    options: ConnectOptions,
+    token: String,
     wake: Rc<Notify>,
 ) {
+    for attempt in 0.. {
+        let seed = (member as u64).wrapping_add(u64::from(attempt) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let session_options = SessionOptions {
+            token: token.clone(),
+            delivery: wire::Delivery::Full,
+            device_name: "loadgen".into(),
+            seed,
+            ..Default::default()
+        };
+        let session =
+            ClientSession::new(DeviceState::new(DeviceId(member as u64 + 1)), session_options, now_ms());
+        let ended = match Connection::open(&options, session).await {
+            Ok(connection) => turn(&stage, member, connection, &wake).await,
+            Err(error) => Some(error.ended()),
+        };
+        let Some(ended) = ended else { return };
+        let delay_ms = {
+            let mut shared = stage.borrow_mut();
+            if shared.closing {
+                return;
+            }
+            let delay_ms = ended.delay_ms(attempt, seed.rotate_left(32));
+            let Some(delay_ms) = delay_ms.filter(|_| attempt + 1 < ATTEMPTS_MAX) else {
+                shared.failed.get_or_insert(format!("session {member} cannot connect: {ended}"));
+                return;
+            };
+            shared.repeated_attempts += 1;
+            delay_ms
+        };
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+    }
+}
+
+/// Turns a connection until all is over, or it ends. Gives how, where the session was never open.
+async fn turn<L: Load>(
+    stage: &Rc<RefCell<Stage<L>>>,
+    member: usize,
+    mut connection: Connection,
+    wake: &Notify,
+) -> Option<Ended> {
+    let mut has_opened = false;
+    let mut ended = None;
     loop {
         if connection.session().is_open() {
             stage.borrow_mut().load.transmit(member, connection.session(), now_ms());
         }
-        let mut sink = |event| stage.borrow_mut().event(member, event);
+        let mut sink = |event| match event {
+            Event::Ended(why) if !has_opened => ended = Some(why),
+            event => {
+                has_opened |= matches!(event, Event::Welcome(_));
+                stage.borrow_mut().event(member, event);
+            }
+        };
         tokio::select! {
             biased;
             turned = connection.turn(&mut sink) => if turned.is_err() { break },
@@ -286,4 +324,5 @@ async fn turn<L: Load>(
     }
     let repeats = connection.session().repeats();
     stage.borrow_mut().repeats += repeats;
+    ended
 }

@@ -16,6 +16,7 @@ use super::{
     report::{Options, Outcome, Report},
     server::{Server, Transport},
     statistics::Spread,
+    udp,
 };
 use crate::scratch::Scratch;
 use blocks::{BLOCK, Blocks, channels, shout, talk};
@@ -44,6 +45,9 @@ const REPEATS: usize = 2;
 /// everybody: with all sessions of the largest size connected, and after memory was read, one of them sends a message to the large
 /// channel, and it must come to each of them.
 ///
+/// A session that is refused, or not answered in time, tries again as the SDK does, eight times at most (repeated_attempts); one that
+/// was open and ends is an error.
+///
 /// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered, 11 INVALID (a limiter spoke). A missed
 /// bar changes nothing.
 #[derive(clap::Args, Clone, Debug)]
@@ -71,6 +75,8 @@ pub struct IdleReport {
     repeats: usize,
     /// One for each number of channels.
     results: Vec<Membered>,
+    /// Attempts to connect beside each session's first, as the SDK makes them where it is refused or not answered.
+    repeated_attempts: u64,
     /// Of the figures fresh and after traffic; with two numbers of channels only.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes_per_membership: Option<Look<Spread>>,
@@ -133,7 +139,7 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
         bail!("--channels takes one number or two");
     }
     let repeats = arguments.options.repeats.unwrap_or(REPEATS);
-    let mut run = Run { deliveries: Deliveries::default(), limited: 0, behind: 0 };
+    let mut run = Run { deliveries: Deliveries::default(), limited: 0, behind: 0, repeated_attempts: 0 };
     let mut results = Vec::new();
     for channels in &arguments.channels {
         let (mut readings, mut everybody) = (Vec::new(), Vec::new());
@@ -153,6 +159,7 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
         transport,
         repeats,
         results,
+        repeated_attempts: run.repeated_attempts,
         bytes_per_membership,
         process_bytes_per_session_bar: match transport {
             Transport::Ws => 2_048,
@@ -168,6 +175,7 @@ struct Run {
     deliveries: Deliveries,
     limited: u64,
     behind: u64,
+    repeated_attempts: u64,
 }
 
 impl Run {
@@ -192,10 +200,14 @@ impl Run {
             }
             server.restart().await?;
             let kernel_before = kernel_socket_bytes();
+            let targets = match arguments.options.transport {
+                Transport::Quic => udp::apart(&server.targets)?,
+                Transport::Ws | Transport::Wss => server.targets.clone(),
+            };
             let mut crowd = Crowd::new(Blocks::new(&made, most));
             for sessions in &arguments.sessions {
                 let before = crowd.len();
-                crowd.grow(&server.targets, &people, *sessions).await?;
+                crowd.grow(&targets, &people, *sessions).await?;
                 if after_traffic {
                     if !talk(&crowd, before..*sessions).await? {
                         break;
@@ -229,6 +241,7 @@ impl Run {
             self.deliveries.add(deliveries);
             self.limited += stage.limited;
             self.behind += stage.behind;
+            self.repeated_attempts += stage.repeated_attempts;
         }
         server.stop()
     }
@@ -324,6 +337,7 @@ impl Report for IdleReport {
                 );
             }
         }
+        println!("    {} attempts to connect were repeated", self.repeated_attempts);
         for (when, spread) in self.bytes_per_membership.iter().flat_map(looks).flatten() {
             line(&format!("a membership, {when}"), spread, "bytes");
             let met =

@@ -42,7 +42,7 @@ const BAR: f64 = 2.0;
 /// The --sessions that drop are spread over as many groups as there are talkers (--talkers); in each group one talker sends a message
 /// of 128 bytes a second by a schedule that does not wait for the server, and the next talker is a member too. After 10 s of that all
 /// sessions but the talkers let go of their connections without a word, and when all have, come back as the SDK does (after a random
-/// part of half a second, then with growing pauses), by the resume secret alone. What was sent meanwhile must come to each of
+/// part of half a second, then with growing pauses; 2,048 are connecting at once at most), by the resume secret alone. What was sent meanwhile must come to each of
 /// them, once, in order: every delivery to every member is checked.
 ///
 /// lost, duplicated: of those deliveries. resume_s: from the drop until the last session knows where its channels

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use fanfare_client::connection::ConnectOptions;
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch},
     task::{JoinSet, LocalSet},
 };
 
@@ -28,6 +28,9 @@ use crate::measure::{
 
 /// Sessions opened at once before the first storm.
 const OPENING_MAX: usize = 64;
+/// Transports opened at once by those that come back: twice what a gateway has under way. Each of their machines has its own core; the one
+/// that stands for all of them here does no handshake in its time when it has begun all.
+const CONNECTING_MAX: usize = 2_048;
 /// Between two looks at whether something has happened.
 const LOOK: Duration = Duration::from_millis(2);
 /// Nothing moves for so long: what is waited for does not come. Longer than the SDK ever waits between two attempts, with one attempt.
@@ -40,6 +43,7 @@ pub struct Crowd {
     pub world: Rc<RefCell<World>>,
     words: watch::Sender<Word>,
     wakes: Vec<Rc<Notify>>,
+    opening: Rc<Semaphore>,
     tasks: JoinSet<()>,
 }
 
@@ -47,7 +51,13 @@ impl Crowd {
     /// Nobody yet.
     pub fn new(world: World) -> Self {
         let words = watch::Sender::new(Word::Stay);
-        Self { world: Rc::new(RefCell::new(world)), words, wakes: Vec::new(), tasks: JoinSet::new() }
+        Self {
+            world: Rc::new(RefCell::new(world)),
+            words,
+            wakes: Vec::new(),
+            opening: Rc::new(Semaphore::new(CONNECTING_MAX)),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// Opens the sessions with those numbers and waits until all are in their audiences.
@@ -67,6 +77,7 @@ impl Crowd {
                 options: ways.get(number % ways.len()).context("there is a way to connect")?.clone(),
                 token: person.token.clone(),
                 wake,
+                opening: Rc::clone(&self.opening),
                 words: (side == Side::Dropping).then(|| self.words.subscribe()),
             };
             self.tasks.spawn_local(seat.run());
@@ -254,9 +265,7 @@ async fn serve(
     let world = World::new(seats.places, Side::Dropping, &seats.made, seats.sent)?;
     let mut ways = seats.ways;
     if seats.over_quic {
-        // An endpoint is turned by the thread that opened it.
-        ways =
-            ways.into_iter().zip(udp::endpoints()?).map(|(way, endpoint)| way.endpoint(endpoint)).collect();
+        ways = udp::apart(&ways)?;
     }
     let mut crowd = Crowd::new(world);
     let outcome = crowd.open(Side::Dropping, &ways, &seats.people, seats.places.talkers).await;

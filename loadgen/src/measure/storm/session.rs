@@ -10,7 +10,7 @@ use fanfare_proto::{
     wire,
 };
 use hashbrown::HashMap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::world::World;
 use crate::check::page_frames;
@@ -39,6 +39,8 @@ pub struct Seat {
     pub token: String,
     /// Has it look at what it is to send, or that all is over.
     pub wake: Rc<Notify>,
+    /// Places of those that are connecting.
+    pub opening: Rc<Semaphore>,
     /// For those that drop.
     pub words: Option<watch::Receiver<Word>>,
 }
@@ -67,7 +69,12 @@ impl Seat {
             };
             let session = ClientSession::new(device.clone(), options, now_ms());
             self.world.borrow_mut().attempts += u64::from(is_back);
-            let ended = match Connection::open(&self.options, session).await {
+            let opened = {
+                // Never closed.
+                let _place = self.opening.acquire().await.ok();
+                Connection::open(&self.options, session).await
+            };
+            let ended = match opened {
                 Ok(mut connection) => {
                     let turned = self.turn(&mut connection, &mut attempt).await;
                     self.world.borrow_mut().repeats += connection.session().repeats();

@@ -180,7 +180,7 @@ fn of_profiles() -> Vec<(&'static str, [String; 2])> {
         ("connections of one user", of(|limits| limits.connections_per_user.shown())),
         ("connections of one address (IPv6: of a /64)", of(|limits| limits.connections_per_address.shown())),
         ("connections in all", of(|limits| limits.connections_max.shown())),
-        ("handshakes under way, over TCP", of(|limits| limits.handshakes_max.shown())),
+        ("handshakes under way", of(|limits| limits.handshakes_max.shown())),
         ("bytes that wait for a slow reader", of(|limits| limits.outgoing_bytes_max.shown())),
         ("time that they wait", of(|limits| Duration::from_millis(limits.outgoing_ms_max).shown())),
     ]
