@@ -64,8 +64,10 @@ async fn pass() {
 /// Waits for one wake-up of this task.
 async fn pause() {
     let mut is_back = false;
-    std::future::poll_fn(|_| if std::mem::replace(&mut is_back, true) { Poll::Ready(()) } else { Poll::Pending })
-        .await;
+    std::future::poll_fn(
+        |_| if std::mem::replace(&mut is_back, true) { Poll::Ready(()) } else { Poll::Pending },
+    )
+    .await;
 }
 
 #[cfg(test)]
