@@ -259,17 +259,19 @@ async fn live<L: Load>(
             Err(error) => Some(error.ended()),
         };
         let Some(ended) = ended else { return };
-        let mut shared = stage.borrow_mut();
-        if shared.closing {
-            return;
-        }
-        let delay_ms = ended.delay_ms(attempt, seed.rotate_left(32));
-        let Some(delay_ms) = delay_ms.filter(|_| attempt + 1 < ATTEMPTS_MAX) else {
-            shared.failed.get_or_insert(format!("session {member} cannot connect: {ended}"));
-            return;
+        let delay_ms = {
+            let mut shared = stage.borrow_mut();
+            if shared.closing {
+                return;
+            }
+            let delay_ms = ended.delay_ms(attempt, seed.rotate_left(32));
+            let Some(delay_ms) = delay_ms.filter(|_| attempt + 1 < ATTEMPTS_MAX) else {
+                shared.failed.get_or_insert(format!("session {member} cannot connect: {ended}"));
+                return;
+            };
+            shared.repeated_attempts += 1;
+            delay_ms
         };
-        shared.repeated_attempts += 1;
-        drop(shared);
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
     }
 }
