@@ -111,7 +111,8 @@ impl<L: Load> Stage<L> {
             }
             Event::Gap { channel, after, head } if self.load.is_new(channel, head) => {
                 self.behind += 1;
-                let what = || format!("session {member}: channel {channel} behind {after}, which is at {head}");
+                let what =
+                    || format!("session {member}: channel {channel} behind {after}, which is at {head}");
                 self.gap.get_or_insert_with(what);
             }
             Event::Gap { .. } => {}
