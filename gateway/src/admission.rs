@@ -62,11 +62,19 @@ pub(crate) struct UserPermit {
     pub user: Arc<User>,
 }
 
+/// What a handshake comes over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Over {
+    Tcp,
+    Quic,
+}
+
 /// A handshake under way.
 #[derive(Debug)]
 pub(crate) struct HandshakePermit {
     admission: Arc<Admission>,
-    has_begun: Cell<bool>,
+    /// Over TCP, before its first turn.
+    waits: Cell<bool>,
 }
 
 impl Admission {
@@ -120,16 +128,18 @@ impl Admission {
     }
 
     /// A place for a handshake.
-    pub fn handshake(self: &Arc<Self>) -> Option<HandshakePermit> {
+    pub fn handshake(self: &Arc<Self>, over: Over) -> Option<HandshakePermit> {
         if self.handshakes.fetch_add(1, Ordering::Relaxed) >= self.limits.handshakes_max {
             self.handshakes.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Some(HandshakePermit { admission: self.clone(), has_begun: Cell::new(false) })
+        if over == Over::Tcp {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(HandshakePermit { admission: self.clone(), waits: Cell::new(over == Over::Tcp) })
     }
 
-    /// Handshakes that wait for their first turn: work of ours alone, which no peer holds up.
+    /// Handshakes over TCP that wait for their first turn: work of ours alone, which no peer holds up.
     pub fn waiting(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -185,7 +195,7 @@ impl Drop for UserPermit {
 impl HandshakePermit {
     /// The handshake's first turn has come.
     pub fn begun(&self) {
-        if !self.has_begun.replace(true) {
+        if self.waits.replace(false) {
             self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -222,8 +232,8 @@ mod tests {
     #[test]
     fn a_handshake_waits_until_it_has_begun_or_is_given_up() {
         let admission = Admission::new(Limits { handshakes_max: 2, ..Limits::DEFAULT });
-        let (one, two) = (admission.handshake().unwrap(), admission.handshake().unwrap());
-        assert!(admission.handshake().is_none());
+        let (one, two) = (admission.handshake(Over::Tcp).unwrap(), admission.handshake(Over::Tcp).unwrap());
+        assert!(admission.handshake(Over::Quic).is_none());
         assert_eq!((admission.waiting(), admission.handshakes()), (2, 2));
         one.begun();
         one.begun();

@@ -489,7 +489,7 @@ impl Connection {
     }
 
     /// Holds what waits within its bounds: see [`crate::outgoing`].
-    fn relieve(&mut self, shared: &Shared, now_ms: u64) {
+    pub fn relieve(&mut self, shared: &Shared, now_ms: u64) {
         let limits = &shared.limits;
         let waiting = |connection: &Self| {
             connection.queue.waiting()
@@ -727,6 +727,8 @@ impl Connection {
         self.tidy();
         if shared.uplink.try_send(Up::Frame { origin: self.origin, frame: frame.clone() }).is_err() {
             self.unsent(&frame, now_ms);
+            // This is behind a flush: the answer is to be written, too.
+            self.wake();
         }
     }
 

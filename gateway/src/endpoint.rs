@@ -10,6 +10,7 @@ use std::{
     future::Future,
     io,
     net::UdpSocket,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
@@ -133,8 +134,16 @@ impl Future for Reader {
             if !alarm.rung.swap(false, Ordering::AcqRel) {
                 break;
             }
-            if driver.as_mut().poll(&mut Context::from_waker(waker)).is_ready() {
-                return Poll::Ready(());
+            // QUIC ends by a panic here, and not the lane that it is polled on.
+            let polled = || driver.as_mut().poll(&mut Context::from_waker(waker)).is_ready();
+            match catch_unwind(AssertUnwindSafe(polled)) {
+                Ok(false) => {}
+                Ok(true) => return Poll::Ready(()),
+                Err(_) => {
+                    metrics::counter!("fanfare_gateway_panics_total").increment(1);
+                    tracing::error!("the QUIC endpoint panicked and has ended");
+                    return Poll::Ready(());
+                }
             }
         }
         // Where it rings still, it has woken the sleeper too.

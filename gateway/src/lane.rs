@@ -7,6 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     rc::Rc,
@@ -50,7 +51,11 @@ const PASS_BYTES: u32 = 256 * 1024;
 /// Places of the inbox's list that are kept for the next burst.
 const INBOX_KEPT: usize = 16 * 1024;
 /// Reads of one connection in a row.
-const TURNS_MAX: u8 = 8;
+const READS_MAX: u32 = 16;
+/// Bytes of all connections that are read before others have their turn.
+const LOOK_BYTES: usize = 1024 * 1024;
+/// Connections that are ready and wait to be looked at, above which the epoll is not asked for more.
+const READY_MAX: usize = 1_024;
 /// Messages for the router that wait for the end of a turn.
 const UPS_MAX: usize = 1_024;
 /// How long an ACK waits for company: nobody waits for it.
@@ -81,6 +86,8 @@ pub(crate) enum Step {
     Forward,
     /// Nothing, until it is ready again.
     Waits,
+    /// There is more, and others wait.
+    Again,
     /// The connection is gone.
     Gone,
 }
@@ -199,7 +206,7 @@ impl Lane {
     pub async fn run(self: Rc<Self>) {
         let mut sweep = tokio::time::interval(self.shared.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut items, mut ready) = (Vec::new(), Vec::new());
+        let (mut items, mut ready) = (Vec::new(), VecDeque::new());
         loop {
             let closing = self.state.borrow().closing_by_ms.is_some();
             let acks_since = self.ups.borrow().acks_since;
@@ -212,7 +219,10 @@ impl Lane {
                 _ = sweep.tick() => self.guarded(|| self.sweep()),
                 () = tokio::time::sleep(Duration::from_millis(10)), if closing => {}
             }
-            self.look(&mut ready);
+            if self.look(&mut ready) {
+                // Without it a lane that always has something ready would leave handshakes, QUIC and timers out.
+                tokio::task::yield_now().await;
+            }
             while self.inbox.take(&mut items) {
                 let mut items = items.drain(..).peekable();
                 while items.peek().is_some() {
@@ -245,24 +255,36 @@ impl Lane {
         let _ = tokio::time::timeout_at(Instant::now() + Duration::from_millis(200), self.tasks.wait()).await;
     }
 
-    /// Looks at the connections that are ready, and hands over what they sent.
-    fn look(self: &Rc<Self>, ready: &mut Vec<Turn>) {
-        let mut ups = Vec::new();
-        self.readiness.take(ready);
-        for turn in ready.drain(..) {
+    /// Looks at the connections that are ready, as far as their bytes go into one look, and hands over what they sent. Gives whether
+    /// there were any: then everything else has its turn.
+    fn look(self: &Rc<Self>, ready: &mut VecDeque<Turn>) -> bool {
+        if ready.len() < READY_MAX {
+            self.readiness.take(ready);
+        }
+        let has_any = !ready.is_empty();
+        let (mut ups, mut left) = (Vec::new(), LOOK_BYTES);
+        while left > 0
+            && let Some(turn) = ready.pop_front()
+        {
             if turn.is_ready {
                 self.state.borrow_mut().told(turn);
             }
-            self.turns(turn.key, &mut ups);
+            left = left.saturating_sub(self.turns(turn.key, &mut ups));
         }
         self.hand_over();
+        if !ready.is_empty() {
+            self.readiness.again();
+        }
+        has_any
     }
 
-    /// Some turns of a WebSocket connection in a row. A panic in one ends that connection alone.
-    fn turns(self: &Rc<Self>, key: Key, ups: &mut Vec<Up>) {
-        for _ in 0..TURNS_MAX {
+    /// What a WebSocket connection has to write and has sent, up to some reads. A panic in it ends that connection alone. Gives the
+    /// bytes that were read.
+    fn turns(self: &Rc<Self>, key: Key, ups: &mut Vec<Up>) -> usize {
+        let (mut reads, mut bytes) = (READS_MAX, 0);
+        loop {
             let turn = || {
-                let step = self.turn(key, ups);
+                let step = self.turn(key, ups, &mut reads, &mut bytes);
                 if step == Step::Forward {
                     self.forward_beside(key, ups);
                 }
@@ -270,16 +292,24 @@ impl Lane {
             };
             match catch_unwind(AssertUnwindSafe(turn)) {
                 Ok(Step::Forward) => {}
-                Ok(Step::Waits | Step::Gone) => return,
+                Ok(Step::Waits) => return bytes,
+                // A client that never stops sending shares the lane with the others.
+                Ok(Step::Again) => {
+                    self.readiness.wake(key);
+                    return bytes;
+                }
+                Ok(Step::Gone) => {
+                    // What it sent last is nobody's.
+                    ups.clear();
+                    return bytes;
+                }
                 Err(_) => {
                     ups.clear();
-                    self.panicked(key);
-                    return;
+                    self.guarded(|| self.panicked(key));
+                    return bytes;
                 }
             }
         }
-        // A client that never stops sending shares the lane with the others.
-        self.readiness.wake(key);
     }
 
     /// The handshake of a WebSocket connection is over: from here on the lane looks at its socket.
@@ -517,7 +547,7 @@ impl Lane {
     }
 
     /// One turn of a WebSocket connection: writes what waits, reads until there is something to hand over.
-    fn turn(&self, key: Key, ups: &mut Vec<Up>) -> Step {
+    fn turn(&self, key: Key, ups: &mut Vec<Up>, reads: &mut u32, bytes: &mut usize) -> Step {
         // Nobody is woken: the lane's epoll tells.
         let cx = &mut Context::from_waker(Waker::noop());
         let shared = &*self.shared;
@@ -533,6 +563,10 @@ impl Lane {
             }
             loop {
                 connection.flush(shared, now_ms);
+                if !connection.is_flushed() {
+                    // It asks and does not read the answers.
+                    connection.relieve(shared, now_ms);
+                }
                 if connection.broken {
                     break 'gone true;
                 }
@@ -555,14 +589,21 @@ impl Lane {
                 if closing && Pin::new(&mut *wire).poll_shutdown(cx).is_pending() {
                     return Step::Waits;
                 }
+                if *reads == 0 {
+                    return Step::Again;
+                }
+                *reads -= 1;
                 let mut scratch = self.scratch.borrow_mut();
                 let mut buffer = ReadBuf::new(&mut scratch);
                 match Pin::new(wire).poll_read(cx, &mut buffer) {
                     Poll::Pending => return Step::Waits,
                     Poll::Ready(Err(_)) => break 'gone true,
                     Poll::Ready(Ok(())) if buffer.filled().is_empty() => break 'gone true,
-                    Poll::Ready(Ok(())) if closing => {}
-                    Poll::Ready(Ok(())) => connection.bytes(shared, now_ms, buffer.filled_mut(), ups),
+                    Poll::Ready(Ok(())) if closing => *bytes += buffer.filled().len(),
+                    Poll::Ready(Ok(())) => {
+                        *bytes += buffer.filled().len();
+                        connection.bytes(shared, now_ms, buffer.filled_mut(), ups);
+                    }
                 }
             }
         };
@@ -657,7 +698,8 @@ impl Lane {
             let frame = frame.clone();
             let mut sending = self.shared.uplink.send(up);
             let sent = std::future::poll_fn(|cx| {
-                self.with(key, |connection, _, _| connection.set_waker(cx.waker()));
+                // What waits is written meanwhile.
+                self.with(key, |_, _, _| ());
                 sending.as_mut().poll(cx)
             });
             if sent.await.is_err() {

@@ -164,7 +164,11 @@ impl Gateway {
                     // A pass writes to thousands of sockets in one poll: it is not to be cut by tokio's budget.
                     let readiness = match Readiness::new(epoll) {
                         Ok(readiness) => readiness,
-                        Err(error) => return tracing::error!(%error, "a lane cannot watch its sockets"),
+                        Err(error) => {
+                            // Without its lane the door is not to open.
+                            door = None;
+                            return tracing::error!(%error, "a lane cannot watch its sockets");
+                        }
                     };
                     let lane = Lane::new(number as u8, shared, inbox, readiness);
                     let mut lane = std::pin::pin!(tokio::task::unconstrained(lane.run()));

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Over,
     connection_id::{self, SignedConnectionIds},
     endpoint,
     error::GatewayError,
@@ -197,7 +198,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
             let _ = stream.try_write(&Refusal::Unavailable.response());
             continue;
         };
-        let Some(handshake) = shared.admission.handshake() else {
+        let Some(handshake) = shared.admission.handshake(Over::Tcp) else {
             metrics::counter!("fanfare_gateway_shed_total").increment(1);
             continue;
         };
@@ -227,7 +228,7 @@ async fn incoming(endpoint: Endpoint, shared: Arc<Shared>, lanes: Arc<Lanes>) {
             incoming.refuse();
             continue;
         };
-        let Some(handshake) = shared.admission.handshake() else {
+        let Some(handshake) = shared.admission.handshake(Over::Quic) else {
             incoming.refuse();
             continue;
         };

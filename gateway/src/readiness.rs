@@ -3,6 +3,7 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     io,
     os::fd::{BorrowedFd, OwnedFd},
 };
@@ -85,6 +86,11 @@ impl Readiness {
         }
     }
 
+    /// Has [`Self::ready`] end though nothing came.
+    pub fn again(&self) {
+        self.has_turns.notify_one();
+    }
+
     /// Waits until there may be something.
     pub async fn ready(&self) {
         tokio::select! {
@@ -97,8 +103,8 @@ impl Readiness {
     }
 
     /// Adds what is ready to `ready`. Each socket is named once until it is ready anew, so each has to be read out or woken.
-    pub fn take(&self, ready: &mut Vec<Turn>) {
-        ready.append(&mut self.turns.borrow_mut());
+    pub fn take(&self, ready: &mut VecDeque<Turn>) {
+        ready.extend(self.turns.borrow_mut().drain(..));
         let mut events = self.events.borrow_mut();
         events.clear();
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -28,6 +28,8 @@ pub(crate) enum Socket {
         is_drained: bool,
         /// The peer has ended its direction: told once, perhaps before what came last was read.
         is_hung_up: bool,
+        /// Ours has ended. Ending it again would wake the lane each time: to epoll it is news.
+        is_shut: bool,
     },
     /// Between the two, where giving it over failed.
     Gone,
@@ -40,7 +42,12 @@ impl Socket {
     /// Of the operating system; the socket is closed then.
     pub fn settle(&mut self) -> io::Result<()> {
         if let Self::Handshake(stream) = std::mem::replace(self, Self::Gone) {
-            *self = Self::Lane { stream: stream.into_std()?, is_drained: false, is_hung_up: false };
+            *self = Self::Lane {
+                stream: stream.into_std()?,
+                is_drained: false,
+                is_hung_up: false,
+                is_shut: false,
+            };
         }
         Ok(())
     }
@@ -113,7 +120,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Handshake(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Lane { is_drained: true, .. } => Poll::Pending,
-            Self::Lane { stream, is_drained, is_hung_up } => loop {
+            Self::Lane { stream, is_drained, is_hung_up, .. } => loop {
                 let wanted = buffer.remaining();
                 match stream.read(buffer.initialize_unfilled()) {
                     Ok(bytes) => {
@@ -144,11 +151,15 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Handshake(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Lane { stream, .. } => match stream.shutdown(Shutdown::Write) {
-                // The peer was faster.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-                outcome => Poll::Ready(outcome),
-            },
+            Self::Lane { is_shut: true, .. } => Poll::Ready(Ok(())),
+            Self::Lane { stream, is_shut, .. } => {
+                *is_shut = true;
+                match stream.shutdown(Shutdown::Write) {
+                    // The peer was faster.
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+                    outcome => Poll::Ready(outcome),
+                }
+            }
             Self::Gone => Poll::Ready(Ok(())),
         }
     }

@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::socket::Socket;
 
+/// Reads of the socket in a row that bring nothing: each had all that there was room for, so they were not parts of one record.
+const EMPTY_READS_MAX: u32 = 32;
 /// Plaintext that is sealed at once: one record, in one write.
 const SEALED_BYTES_MAX: usize = 16 * 1024;
 /// Ciphertext that may wait and still go out in one write with what is sealed next. Above it, it goes first.
@@ -346,7 +348,13 @@ impl AsyncRead for TlsStream {
             return Poll::Ready(Ok(()));
         }
         let before = out.filled().len();
+        let mut reads = 0;
         while out.filled().len() == before {
+            reads += 1;
+            if reads > EMPTY_READS_MAX {
+                let why = "records without content, one after the other";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+            }
             match &this.ended {
                 None => ready!(this.poll_fill(cx, out))?,
                 Some(Ended::Clean) => break,
