@@ -330,6 +330,12 @@ impl Reader<'_> {
         for target in wanted.range(..walked_first) {
             stored.extend(self.content.amendments(self.channel, *target, *target, AMENDMENTS_MAX)?);
         }
+        if stored.len() >= AMENDMENTS_MAX {
+            // Cut off. A recall is the newest amendment of its message, and no body of a recalled one is given.
+            for target in &wanted {
+                stored.extend(self.content.newest_amendment(self.channel, *target)?);
+            }
+        }
         let held: Vec<Held> = stored
             .iter()
             .filter(|one| wanted.contains(&one.target))

@@ -68,7 +68,7 @@ struct OpenDevice {
     /// A session that opens ends the one before it.
     session: Option<Session>,
     generation: u32,
-    /// It is in the stores.
+    /// It is in the stores, or will be: it has opened.
     is_stored: bool,
 }
 
@@ -301,6 +301,8 @@ impl User {
             Proof::Resume { .. } | Proof::Token { .. } => {}
         }
         device.name = device_name.into();
+        // From here on it has a secret: a revocation must find it, whatever becomes of its positions.
+        device.is_stored = true;
         device.seen_ms = desk.context.now_ms();
         let (acks_confirmed, generation) = (device.acks_confirmed, device.generation);
         let batch = CursorBatch { devices: vec![device.row(user, acks_confirmed)], ..Default::default() };

@@ -169,8 +169,14 @@ impl Worker {
                 shard.flush();
                 self.pass.add(place.number, shard.out());
             }
-            if let Some(shard) = &place.shard {
-                self.next_due = self.next_due.min(shard.next_due());
+            match &place.shard {
+                Some(shard) => self.next_due = self.next_due.min(shard.next_due()),
+                // Who asks it is told RETRY_LATER, and does not wait for an answer that never comes.
+                None => {
+                    if let Some(inbox) = self.context.inboxes.get(usize::from(place.number)) {
+                        inbox.permits.close();
+                    }
+                }
             }
         }
         self.context.commits.push(&mut self.units);

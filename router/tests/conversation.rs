@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use fanfare_proto::{
     ChannelId, Code, DeviceId, FrameType, UserId,
     frame::{routed, short},
@@ -72,6 +74,29 @@ async fn a_repeat_has_one_effect_also_after_a_restart() {
     assert_eq!(code(old.code), Code::EXPIRED);
     let ahead = one.send_as(channel, id_at(now_ms() + 200_000), text("ahead"), None).await;
     assert_eq!(code(ahead.code), Code::CLIENT_ID_AHEAD);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_content_does_not_become_what_an_old_id_stands_for() {
+    let house = House::new().await;
+    let users = house.users(2).await;
+    let channel = house.group(users[0], &users[1..]).await;
+    let mut one = house.session(users[0], 1).await;
+    let (id, sent_ms) = (new_id(), now_ms());
+    let first = one.send_as(channel, id, text("once"), None).await;
+    for number in 0..300 {
+        one.say(channel, &format!("filler {number}")).await;
+    }
+    // Twenty minutes later the id stands in the stores alone.
+    let mut house = house.restart_with(|config| config.clock = Arc::new(|| now_ms() + 20 * 60_000)).await;
+    let mut one = house.session(users[0], 1).await;
+    for _ in 0..2 {
+        let other = one.send_as(channel, id, text("twice"), Some((sent_ms, sent_ms))).await;
+        assert_eq!(code(other.code), Code::CONFLICT);
+    }
+    let again = one.send_as(channel, id, text("once"), Some((sent_ms, sent_ms))).await;
+    assert_eq!((again.outcome(), again.seq, again.repeated_send), (wire::Outcome::Ok, first.seq, true));
     house.stop().await;
 }
 
@@ -214,7 +239,7 @@ async fn a_session_goes_on_from_where_it_stood() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acks_are_confirmed_when_written_and_kept() {
-    let mut house = House::with(std::sync::Arc::new(tempfile::tempdir().unwrap()), |config| {
+    let mut house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
         config.cursors_every = std::time::Duration::from_millis(20);
     })
     .await;
@@ -440,6 +465,26 @@ async fn a_revoked_user_is_out_on_every_device_and_comes_in_again_by_what_is_new
     assert_eq!(open(1, bound(1)).await.err(), Some(Code::REVOKED));
     assert!(open(1, bound(2)).await.is_ok());
     drop(admin);
+    house.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_stays_out_though_its_positions_were_forgotten() {
+    let mut house = House::new().await;
+    let users = house.users(1).await;
+    let gateway = house.gateway.clone();
+    let open = |device: u64, proof: Proof| gateway.open(users[0], DeviceId(device), proof, true);
+    // Keeps the user in memory.
+    let stays = open(1_000, support::TOKEN).await.unwrap();
+    for device in 1..=80 {
+        open(device, support::TOKEN).await.unwrap().close().await;
+    }
+    let admin = house.router().admin();
+    admin.revoke_device(users[0], DeviceId(1)).await.unwrap();
+    let resumed = open(1, Proof::Resume { generation: 0 }).await;
+    assert_eq!(resumed.err(), Some(Code::RESUME_REFUSED));
+    assert!(open(2, Proof::Resume { generation: 0 }).await.is_ok());
+    drop((stays, admin));
     house.stop().await;
 }
 

@@ -72,6 +72,16 @@ pub trait Content: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<StoredAmendment>, StoreError>;
 
+    /// The newest amendment of a message: its recall, if it was recalled.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Damaged`.
+    fn newest_amendment(
+        &self,
+        channel: ChannelId,
+        target: u64,
+    ) -> Result<Option<StoredAmendment>, StoreError>;
+
     /// Takes a frame away (a restore, an orphan that reconcile found). Only the channel's owner calls it.
     ///
     /// # Errors

@@ -96,6 +96,10 @@ impl Content for Fake {
         Ok(Vec::new())
     }
 
+    fn newest_amendment(&self, _: ChannelId, _: u64) -> Result<Option<StoredAmendment>, StoreError> {
+        Ok(None)
+    }
+
     fn remove(&self, _: ChannelId, _: u64, _: u32) -> Result<(), StoreError> {
         Ok(())
     }

@@ -225,7 +225,12 @@ impl Channel {
             Check::Repeat(place, is_same) => {
                 self.pending_bytes -= waiting.bytes();
                 meter::repeat();
-                let attempts = self.repeats.done(waiting.key, place);
+                // With another content the key is known by what stands in the stores, which is not this send's.
+                let attempts = if is_same {
+                    self.repeats.done(waiting.key, place)
+                } else {
+                    self.repeats.failed(&waiting.key)
+                };
                 for attempt in attempts {
                     if is_same {
                         self.acknowledge(desk, &attempt, &waiting.client_message_id.0, place, true);
@@ -402,11 +407,8 @@ impl Search<'_> {
         }
         let is_recall = |kind: EntryKind| kind == EntryKind::Recall;
         let recalled = self.undrained.iter().any(|entry| entry.target == target && is_recall(entry.kind))
-            || self
-                .content
-                .amendments(self.channel, target, target, 20_000)?
-                .iter()
-                .any(|one| is_recall(one.kind));
+            // Nothing comes behind a recall.
+            || self.content.newest_amendment(self.channel, target)?.is_some_and(|one| is_recall(one.kind));
         Ok(if recalled { Check::Refused(Code::RECALLED) } else { Check::Target(held.sender) })
     }
 }

@@ -95,11 +95,15 @@ impl House {
     }
 
     /// Shuts down and starts again on the same folder.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_with(|_| ()).await
+    }
+
+    pub async fn restart_with(mut self, change: impl FnOnce(&mut RouterConfig)) -> Self {
         let folder = self.folder.clone();
         self.stop().await;
         drop(self);
-        Self::with(folder, |_| ()).await
+        Self::with(folder, change).await
     }
 
     pub async fn stop(&mut self) {

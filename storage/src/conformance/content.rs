@@ -96,6 +96,13 @@ pub fn amendments_stand_under_their_target(stores: &Stores) {
     assert_eq!(found(2, 2, 10), all[2..]);
     assert_eq!(found(1, 9, 2), all[..2]);
     assert_eq!(found(3, 9, 10), []);
+    let newest = |target| {
+        let found = stores.content.newest_amendment(ChannelId(5), target).expect("read");
+        found.map(|amendment| (amendment.seq, amendment.kind))
+    };
+    assert_eq!(newest(1), Some((5, EntryKind::Recall)));
+    assert_eq!(newest(2), Some((4, EntryKind::Reaction)));
+    assert_eq!(newest(3), None);
     // They are entries of their channel as well.
     assert_eq!(seqs(stores, 5, 1, 9, 10, usize::MAX), [5, 4, 3, 2, 1]);
     stores.content.remove(ChannelId(5), 5, 1).expect("removed");

@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -81,8 +82,11 @@ impl Checkpointer {
                             }
                             Task::Rest => {
                                 connected.iter().for_each(|(database, own)| database.shrink(own));
-                                if let Some(at_rest) = signal.at_rest.get() {
-                                    at_rest();
+                                // Logs are moved whatever becomes of this.
+                                if let Some(at_rest) = signal.at_rest.get()
+                                    && catch_unwind(AssertUnwindSafe(at_rest)).is_err()
+                                {
+                                    tracing::error!("giving memory back panicked");
                                 }
                             }
                             Task::End => return,

@@ -40,6 +40,13 @@ fn amendment_key(channel: ChannelId, target: u64, seq: u64, epoch: u32) -> [u8; 
     key
 }
 
+fn amendment(key: &[u8], value: &[u8]) -> Result<StoredAmendment, StoreError> {
+    let (target, seq) = amendment_place(key).ok_or_else(|| damaged("a key does not decode"))?;
+    let kind = value.first().copied().and_then(EntryKind::from_u8);
+    let kind = kind.ok_or_else(|| damaged("an amendment of no kind"))?;
+    Ok(StoredAmendment { target, seq, kind, frame: Bytes::copy_from_slice(&value[1..]) })
+}
+
 fn amendment_place(key: &[u8]) -> Option<(u64, u64)> {
     let target = u64::from_be_bytes(key.get(8..16)?.try_into().ok()?);
     let seq = u64::from_be_bytes(key.get(16..24)?.try_into().ok()?);
@@ -168,14 +175,26 @@ impl Content for FjallStore {
             }
             Ok(rows)
         })?;
-        rows.iter()
-            .map(|(key, value)| {
-                let (target, seq) = amendment_place(key).ok_or_else(|| damaged("a key does not decode"))?;
-                let kind = value.first().copied().and_then(EntryKind::from_u8);
-                let kind = kind.ok_or_else(|| damaged("an amendment of no kind"))?;
-                Ok(StoredAmendment { target, seq, kind, frame: Bytes::copy_from_slice(&value[1..]) })
-            })
-            .collect()
+        rows.iter().map(|(key, value)| amendment(key, value)).collect()
+    }
+
+    fn newest_amendment(
+        &self,
+        channel: ChannelId,
+        target: u64,
+    ) -> Result<Option<StoredAmendment>, StoreError> {
+        let row = self.read(|keyspaces| {
+            let from = amendment_key(channel, target, 0, u32::MAX);
+            let to = amendment_key(channel, target, u64::MAX, 0);
+            let Some(last) = keyspaces.amendments.range(from..=to).next_back() else { return Ok(None) };
+            let (last, _) = last.into_inner()?;
+            let Some((_, seq)) = amendment_place(&last) else { return Ok(None) };
+            // Of the epochs of that seq the newest comes first.
+            let (from, to) =
+                (amendment_key(channel, target, seq, u32::MAX), amendment_key(channel, target, seq, 0));
+            keyspaces.amendments.range(from..=to).next().map(fjall::Guard::into_inner).transpose()
+        })?;
+        row.map(|(key, value)| amendment(&key, &value)).transpose()
     }
 
     fn remove(&self, channel: ChannelId, seq: u64, epoch: u32) -> Result<(), StoreError> {

@@ -192,12 +192,23 @@ impl FjallStore {
 
     /// Has what stands in memtables written out in the background: nothing more comes, and what is durable need not stay in memory.
     pub(super) fn write_out(&self) {
-        if self.poisoned.load(Ordering::SeqCst) || self.check_room().is_err() {
+        if self.poisoned.load(Ordering::SeqCst) {
             return;
         }
         let guard = self.keyspaces.read();
         let Some(keyspaces) = &*guard else { return };
-        if keyspaces.database.write_buffer_size() < WRITE_OUT_BYTES || keyspaces.is_congested() {
+        let bytes = keyspaces.database.write_buffer_size();
+        if bytes < WRITE_OUT_BYTES || keyspaces.is_congested() {
+            return;
+        }
+        // Where the room could end in the middle of it, nobody would be told before the next write.
+        let needed = self.options.reserve_bytes.saturating_add(bytes).saturating_mul(2);
+        if self.free_bytes().is_ok_and(|free| free < needed) {
+            return;
+        }
+        // Tells whether something failed in the background, which a rotation does not ask.
+        if let Err(error) = keyspaces.database.persist(PersistMode::Buffer) {
+            tracing::warn!(error = %self.of_write(&error), "memtables cannot be written out");
             return;
         }
         for keyspace in keyspaces.all() {
