@@ -94,7 +94,7 @@ impl RouterConfig {
             readers_waiting_max: 16_384,
             cursors_every: Duration::from_secs(5),
             direct_cursors_every: Duration::from_millis(250),
-            tail_kept: Duration::from_secs(15),
+            tail_kept: Duration::from_secs(8),
             idle: Duration::from_secs(60),
         }
     }

@@ -23,7 +23,7 @@ const COMMIT_BYTES: u64 = 64 * 1024;
 /// Longest time between looks at the logs.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Since the last write: the stores are at rest.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(5);
 
 /// What gives memory back when the stores are at rest.
 type AtRest = Box<dyn Fn() + Send + Sync>;
