@@ -12,6 +12,7 @@ mod context;
 mod cursors;
 mod desk;
 mod event;
+mod faded;
 mod frames;
 mod gateways;
 #[cfg(test)]

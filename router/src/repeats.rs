@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use crate::faded::Faded;
 use fanfare_proto::{ClientMessageId, MessageId, UserId, link::Origin};
 use fanfare_storage::mutant;
 use foldhash::fast::RandomState;
@@ -120,6 +121,8 @@ pub struct Repeats {
     numbers: HashTable<u32>,
     hasher: RandomState,
     complete_since_ms: u64,
+    /// Those that went before their time, where any did.
+    faded: Option<Box<Faded>>,
     process_total: Arc<AtomicUsize>,
     process_max: usize,
 }
@@ -134,9 +137,19 @@ impl Repeats {
             numbers: HashTable::new(),
             hasher: RandomState::default(),
             complete_since_ms,
+            faded: None,
             process_total,
             process_max,
         }
+    }
+
+    /// Whether a key that [`Self::get`] does not know was certainly not committed at or after that time, Unix milliseconds.
+    pub fn is_new(&self, key: &Key, earliest_ms: u64) -> bool {
+        if earliest_ms >= self.complete_since_ms {
+            return true;
+        }
+        let faded = self.faded.as_ref().filter(|faded| earliest_ms >= faded.since_ms());
+        faded.is_some_and(|faded| !faded.may_hold(self.hasher.hash_one(key)))
     }
 
     /// Since which commit time (Unix milliseconds) all ids are known.
@@ -214,6 +227,11 @@ impl Repeats {
         while self.done.len() > KEPT_UNDER_PRESSURE
             && self.process_total.load(Ordering::Relaxed) > self.process_max
         {
+            if let Some(Done { key, message_id, .. }) = self.done.front().copied() {
+                let since_ms = self.complete_since_ms;
+                let faded = self.faded.get_or_insert_with(|| Box::new(Faded::new(since_ms)));
+                faded.add(self.hasher.hash_one(key), message_id.time_ms());
+            }
             self.drop_oldest();
         }
     }
@@ -245,10 +263,20 @@ impl Repeats {
     /// Forgets what is older than [`KEPT`].
     pub fn expire(&mut self, now_ms: u64) {
         let before_ms = now_ms.saturating_sub(KEPT.as_millis() as u64);
+        if let Some(faded) = &mut self.faded {
+            faded.expire(before_ms);
+            if faded.is_empty() {
+                self.faded = None;
+            }
+        }
         let mut gone = false;
         while self.done.front().is_some_and(|done| { done.message_id }.time_ms() < before_ms) {
             self.drop_oldest();
             gone = true;
+        }
+        if gone {
+            // Those are in no filter.
+            self.faded = None;
         }
         if gone && self.done.capacity() > 2 * self.done.len() + ROOM_MIN {
             self.done.shrink_to_fit();
@@ -294,6 +322,36 @@ mod tests {
         assert!(repeats.get(&key(1)).is_none());
         assert!(repeats.complete_since_ms() > start);
         assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_went_before_its_time_is_still_told_from_what_is_new() {
+        let total = Arc::new(AtomicUsize::new(0));
+        let start = fanfare_proto::ids::EPOCH_MS + 1_000_000;
+        let mut repeats = Repeats::new(start, Arc::clone(&total), 100);
+        let key = |n: u64| {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&n.to_le_bytes());
+            Key::new(UserId(1), ClientMessageId(id), n)
+        };
+        let kept = KEPT_UNDER_PRESSURE as u64;
+        for n in 0..kept + 5_000 {
+            repeats.begin(key(n), n, None);
+            repeats.done(key(n), place(start + n));
+        }
+        assert_eq!(repeats.done.len(), KEPT_UNDER_PRESSURE);
+        assert_eq!(repeats.complete_since_ms(), start + 5_000);
+        assert!((0..5_000).all(|n| repeats.get(&key(n)).is_none() && !repeats.is_new(&key(n), start)));
+        let strangers = (100_000..110_000).filter(|n| !repeats.is_new(&key(*n), start)).count();
+        assert!(strangers < 300, "{strangers} of 10,000");
+        assert!(!repeats.is_new(&key(100_000), start - 1), "before it began nothing is known");
+        // In their time all of them go, and nothing is claimed of what went.
+        repeats.expire(start + kept + 5_000 + 600_001);
+        assert!(
+            repeats.faded.is_none()
+                && !repeats.is_new(&key(0), start)
+                && !repeats.is_new(&key(100_000), start)
+        );
     }
 
     #[test]

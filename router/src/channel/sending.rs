@@ -11,7 +11,7 @@ use crate::{
     load::{code_of, print_of},
     members::role,
     meter,
-    repeats::{Attempt, Key, Known, Place, WAITING_ATTEMPTS_MAX},
+    repeats::{Attempt, Key, Known, Place, Repeats, WAITING_ATTEMPTS_MAX},
     send::{self, Meaning},
     tail::Held,
 };
@@ -77,7 +77,7 @@ impl Channel {
             return refuse(self.id(), desk, Code::RETRY_LATER);
         }
         self.repeats.begin(key, parsed.fingerprint, Some(attempt));
-        let window = search_window(&parsed, self.repeats.complete_since_ms(), now_ms);
+        let window = search_window(&parsed, &key, &self.repeats, now_ms);
         let waiting = Waiting {
             key,
             sender: origin.user,
@@ -296,9 +296,9 @@ impl Channel {
 }
 
 /// When the stores have to be searched for an earlier attempt: commit times from and to, Unix milliseconds.
-fn search_window(parsed: &send::Parsed, complete_since_ms: u64, now_ms: u64) -> Option<(u64, u64)> {
+fn search_window(parsed: &send::Parsed, key: &Key, repeats: &Repeats, now_ms: u64) -> Option<(u64, u64)> {
     let earliest = parsed.client_message_id.time_ms().saturating_sub(CLIENT_ID_AHEAD_MAX.as_millis() as u64);
-    if earliest >= complete_since_ms {
+    if repeats.is_new(key, earliest) {
         return None;
     }
     let (from, to) = match parsed.retry_ms {
@@ -308,7 +308,7 @@ fn search_window(parsed: &send::Parsed, complete_since_ms: u64, now_ms: u64) -> 
         _ => (earliest, now_ms + RETRY_SLACK_MS),
     };
     // What is newer than `complete_since` would be known.
-    let to = to.min(complete_since_ms);
+    let to = to.min(repeats.complete_since_ms());
     (from <= to).then_some((from, to))
 }
 

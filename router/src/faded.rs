@@ -1,0 +1,158 @@
+//! Client message ids that a channel no longer keeps, in two bytes each: what was certainly not sent before need not be looked for in
+//! the stores. Bloom filters of growing size, the oldest given up first.
+
+use std::collections::VecDeque;
+
+/// Ids of the first filter; each further one has twice as many.
+const ROOM_FIRST: usize = 1_024;
+/// Ids of a filter at the most: 2 MiB.
+const ROOM_MOST: usize = 1 << 20;
+/// Filters at the most: nine million ids, which is five and a half minutes at 28,000 a second in one channel.
+const FILTERS_MAX: usize = 18;
+/// Bits for each id, and how many of them are set: one of 400 strange ids is taken for a known one. Both from the formula for the rate
+/// of false positives, (1 - e^(-kn/m))^k.
+const BITS: usize = 16;
+const PROBES: u64 = 4;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Faded {
+    /// Oldest first.
+    filters: VecDeque<Filter>,
+    since_ms: u64,
+}
+
+#[derive(Debug)]
+struct Filter {
+    /// A power of two of them.
+    words: Box<[u64]>,
+    held: usize,
+    /// Commit time of the newest in it, Unix milliseconds.
+    last_ms: u64,
+}
+
+impl Filter {
+    fn new(room: usize) -> Self {
+        Self { words: vec![0; room * BITS / 64].into(), held: 0, last_ms: 0 }
+    }
+
+    fn room(&self) -> usize {
+        self.words.len() * 64 / BITS
+    }
+
+    /// Where the bits of an id stand: word and bit.
+    fn places(&self, hash: u64) -> impl Iterator<Item = (usize, u64)> + use<> {
+        let mask = self.words.len() as u64 * 64 - 1;
+        let step = (hash >> 32) | 1;
+        (0..PROBES).map(move |probe| {
+            let bit = hash.wrapping_add(probe.wrapping_mul(step)) & mask;
+            ((bit / 64) as usize, 1 << (bit % 64))
+        })
+    }
+}
+
+impl Faded {
+    /// Holds all ids committed since then, Unix milliseconds, which are none yet.
+    pub fn new(since_ms: u64) -> Self {
+        Self { filters: VecDeque::new(), since_ms }
+    }
+
+    /// Since which commit time all ids that were given up are in it.
+    pub fn since_ms(&self) -> u64 {
+        self.since_ms
+    }
+
+    /// Nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// An id that is no longer kept, by its hash, with its commit time.
+    pub fn add(&mut self, hash: u64, ms: u64) {
+        if self.filters.back().is_none_or(|filter| filter.held >= filter.room()) {
+            let room = self.filters.back().map_or(ROOM_FIRST, |filter| (filter.room() * 2).min(ROOM_MOST));
+            self.filters.push_back(Filter::new(room));
+            if self.filters.len() > FILTERS_MAX {
+                self.drop_oldest();
+            }
+        }
+        let Some(filter) = self.filters.back_mut() else { return };
+        for (word, bit) in filter.places(hash) {
+            filter.words[word] |= bit;
+        }
+        filter.held += 1;
+        filter.last_ms = filter.last_ms.max(ms);
+    }
+
+    /// Whether an id may be one of those; `false` is certain.
+    pub fn may_hold(&self, hash: u64) -> bool {
+        let has = |filter: &Filter| filter.places(hash).all(|(word, bit)| filter.words[word] & bit != 0);
+        self.filters.iter().any(has)
+    }
+
+    /// Forgets what was committed before that time, as far as whole filters go.
+    pub fn expire(&mut self, before_ms: u64) {
+        while self.filters.front().is_some_and(|filter| filter.last_ms < before_ms) {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(filter) = self.filters.pop_front() {
+            self.since_ms = self.since_ms.max(filter.last_ms + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::BuildHasher as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_added_is_held_and_few_others_are() {
+        let hasher = foldhash::fast::FixedState::with_seed(1);
+        let mut faded = Faded::new(7);
+        for number in 0..200_000_u64 {
+            faded.add(hasher.hash_one(number), number);
+        }
+        assert!((0..200_000_u64).all(|number| faded.may_hold(hasher.hash_one(number))));
+        let strangers = (1_000_000..1_100_000_u64).filter(|number| faded.may_hold(hasher.hash_one(number)));
+        // Eight filters, of which most strangers meet the larger ones: 0.24 % each.
+        let strangers = strangers.count();
+        assert!(strangers < 3_000, "{strangers} of 100,000");
+        assert_eq!(faded.since_ms(), 7);
+    }
+
+    #[test]
+    fn what_goes_is_said() {
+        let hasher = foldhash::fast::FixedState::with_seed(1);
+        let mut faded = Faded::new(0);
+        for number in 0..5_000_u64 {
+            faded.add(hasher.hash_one(number), 100 + number);
+        }
+        // The first filter has 1,024, the second 2,048.
+        faded.expire(100 + 1_023);
+        assert_eq!(faded.since_ms(), 0);
+        faded.expire(100 + 1_024);
+        assert_eq!(faded.since_ms(), 100 + 1_024);
+        assert!((1_024..5_000_u64).all(|number| faded.may_hold(hasher.hash_one(number))));
+        faded.expire(u64::MAX);
+        assert!(faded.is_empty());
+        assert_eq!(faded.since_ms(), 100 + 5_000);
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let mut faded = Faded::new(0);
+        let mut hash = 1_u64;
+        for number in 0..(12_u64 << 20) {
+            hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            faded.add(hash, number);
+        }
+        let bytes: usize = faded.filters.iter().map(|filter| filter.words.len() * 8).sum();
+        assert!(faded.filters.len() <= FILTERS_MAX && bytes <= FILTERS_MAX * ROOM_MOST * BITS / 8);
+        assert!(faded.since_ms() > 0 && faded.may_hold(hash));
+    }
+}
