@@ -24,7 +24,7 @@ pub(crate) struct Admission {
     users: DashMap<UserId, Arc<User>>,
     connections: AtomicU32,
     handshakes: AtomicU32,
-    /// Handshakes of those that have not begun.
+    /// Of those the ones over TCP that have not begun.
     waiting: AtomicU32,
 }
 

@@ -519,7 +519,7 @@ impl Connection {
         }
     }
 
-    /// Writes what waits, as far as the link takes it; the task is woken when it takes more.
+    /// Writes what waits, as far as the link takes it. When it takes more the lane is told, or over QUIC the task.
     pub fn flush(&mut self, shared: &Shared, now_ms: u64) {
         if self.broken {
             return;

@@ -287,7 +287,6 @@ pub(crate) async fn serve(
     let within = Duration::from_millis(lane.shared.policy().handshake_ms);
     let deadline = Instant::now() + within;
     let shaken = async {
-        permit.begun();
         let connecting = async {
             let connection = incoming.accept()?.await?;
             Ok::<_, quinn::ConnectionError>(connection)

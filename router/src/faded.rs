@@ -1,5 +1,6 @@
 //! Client message ids that a channel no longer keeps, in four bytes each: what was certainly not sent before need not be looked for in
-//! the stores. Bloom filters of growing size, the oldest given up first.
+//! the stores. Bloom filters of growing size, the oldest given up first. Their memory is bounded by what is committed in ten minutes, and
+//! for one channel by [`FILTERS_MAX`].
 
 use std::collections::VecDeque;
 
