@@ -20,7 +20,8 @@ use fanfare_storage::{
     reconcile::reconcile,
 };
 
-const DISK_MIB: u64 = 160;
+/// Room for what the stores themselves come to where the rounds are slow: SQLite goes on in pages that it has.
+const DISK_MIB: u64 = 512;
 const MIB: u64 = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(30);
 
