@@ -258,7 +258,9 @@ impl Lane {
     /// Looks at the connections that are ready, as far as their bytes go into one look, and hands over what they sent. Gives whether
     /// there were any: then everything else has its turn.
     fn look(self: &Rc<Self>, ready: &mut VecDeque<Turn>) -> bool {
-        if ready.len() < READY_MAX {
+        // Who is not asked has told of what it holds once, and tells no more.
+        let is_asked = ready.len() < READY_MAX;
+        if is_asked {
             self.readiness.take(ready);
         }
         let has_any = !ready.is_empty();
@@ -272,7 +274,7 @@ impl Lane {
             left = left.saturating_sub(self.turns(turn.key, &mut ups));
         }
         self.hand_over();
-        if !ready.is_empty() {
+        if !is_asked || !ready.is_empty() {
             self.readiness.again();
         }
         has_any
