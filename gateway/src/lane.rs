@@ -7,7 +7,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     rc::Rc,
@@ -37,7 +36,7 @@ use crate::{
     handshake,
     inbox::{Inbox, Item},
     quic,
-    readiness::{Readiness, Turn},
+    readiness::{Readiness, Ready, Turn},
     shared::Shared,
     slots::Slots,
     turns::Turns,
@@ -54,6 +53,8 @@ const INBOX_KEPT: usize = 16 * 1024;
 const READS_MAX: u32 = 16;
 /// Bytes of all connections that are read before others have their turn.
 const LOOK_BYTES: usize = 1024 * 1024;
+/// Work on connections whose peers have left between two passes of everything else.
+const LEAVING_MAX: Duration = Duration::from_millis(1);
 /// Connections that are ready and wait to be looked at, above which the epoll is not asked for more.
 const READY_MAX: usize = 1_024;
 /// Messages for the router that wait for the end of a turn.
@@ -206,7 +207,7 @@ impl Lane {
     pub async fn run(self: Rc<Self>) {
         let mut sweep = tokio::time::interval(self.shared.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut items, mut ready) = (Vec::new(), VecDeque::new());
+        let (mut items, mut ready) = (Vec::new(), Ready::default());
         loop {
             let closing = self.state.borrow().closing_by_ms.is_some();
             let acks_since = self.ups.borrow().acks_since;
@@ -257,27 +258,42 @@ impl Lane {
 
     /// Looks at the connections that are ready, as far as their bytes go into one look, and hands over what they sent. Gives whether
     /// there were any: then everything else has its turn.
-    fn look(self: &Rc<Self>, ready: &mut VecDeque<Turn>) -> bool {
+    fn look(self: &Rc<Self>, ready: &mut Ready) -> bool {
         // Who is not asked has told of what it holds once, and tells no more.
-        let is_asked = ready.len() < READY_MAX;
+        let is_asked = ready.turns.len() < READY_MAX;
         if is_asked {
             self.readiness.take(ready);
         }
-        let has_any = !ready.is_empty();
+        let has_any = !(ready.turns.is_empty() && ready.leaving.is_empty());
         let (mut ups, mut left) = (Vec::new(), LOOK_BYTES);
         while left > 0
-            && let Some(turn) = ready.pop_front()
+            && let Some(turn) = ready.turns.pop_front()
         {
-            if turn.is_ready {
-                self.state.borrow_mut().told(turn);
-            }
-            left = left.saturating_sub(self.turns(turn.key, &mut ups));
+            left = left.saturating_sub(self.told(turn, &mut ups));
         }
+        if !ready.leaving.is_empty() {
+            let began = Instant::now();
+            while began.elapsed() < LEAVING_MAX
+                && let Some(turn) = ready.leaving.pop_front()
+            {
+                self.told(turn, &mut ups);
+            }
+        }
+        // Who comes back waits until those places are free: else both would be held, and the process has a limit of files.
+        self.turns.hold(!ready.leaving.is_empty());
         self.hand_over();
-        if !is_asked || !ready.is_empty() {
+        if !(is_asked && ready.turns.is_empty() && ready.leaving.is_empty()) {
             self.readiness.again();
         }
         has_any
+    }
+
+    /// The turns of a connection that is ready, or that somebody wants looked at. Gives the bytes that were read.
+    fn told(self: &Rc<Self>, turn: Turn, ups: &mut Vec<Up>) -> usize {
+        if turn.is_ready {
+            self.state.borrow_mut().told(turn);
+        }
+        self.turns(turn.key, ups)
     }
 
     /// What a WebSocket connection has to write and has sent, up to some reads. A panic in it ends that connection alone. Gives the

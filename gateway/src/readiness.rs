@@ -32,6 +32,14 @@ pub(crate) struct Turn {
     pub is_hung_up: bool,
 }
 
+/// Connections that wait to be looked at.
+#[derive(Default)]
+pub(crate) struct Ready {
+    pub turns: VecDeque<Turn>,
+    /// Those whose peers have ended their direction: when thousands leave at once, who stays does not wait behind them.
+    pub leaving: VecDeque<Turn>,
+}
+
 /// See the module's page.
 pub(crate) struct Readiness {
     epoll: AsyncFd<OwnedFd>,
@@ -103,8 +111,8 @@ impl Readiness {
     }
 
     /// Adds what is ready to `ready`. Each socket is named once until it is ready anew, so each has to be read out or woken.
-    pub fn take(&self, ready: &mut VecDeque<Turn>) {
-        ready.extend(self.turns.borrow_mut().drain(..));
+    pub fn take(&self, ready: &mut Ready) {
+        ready.turns.extend(self.turns.borrow_mut().drain(..));
         let mut events = self.events.borrow_mut();
         events.clear();
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -116,10 +124,11 @@ impl Readiness {
             Err(error) => tracing::error!(%error, "a lane cannot look at its sockets"),
         }
         let ends = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
-        ready.extend(events.drain(..).map(|event| {
+        for event in events.drain(..) {
             let (number, flags) = (event.data.u64(), event.flags);
             let key = Key { slot: (number >> 32) as u32, generation: number as u32 };
-            Turn { key, is_ready: true, is_hung_up: flags.intersects(ends) }
-        }));
+            let turn = Turn { key, is_ready: true, is_hung_up: flags.intersects(ends) };
+            if turn.is_hung_up { &mut ready.leaving } else { &mut ready.turns }.push_back(turn);
+        }
     }
 }

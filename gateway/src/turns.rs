@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// Work on handshakes between two passes of everything else: some five over TLS, two or three over QUIC. With half of it a session
 /// let in over TLS cost an eighth more: what a pass has for the router goes in one piece.
@@ -22,11 +22,26 @@ pub(crate) struct Turns {
     turn: Semaphore,
     /// Work since everything else had a pass.
     worked: Cell<Duration>,
+    /// Nobody has a turn.
+    is_held: Cell<bool>,
+    let_go: Notify,
 }
 
 impl Turns {
     pub fn new() -> Self {
-        Self { turn: Semaphore::const_new(1), worked: Cell::default() }
+        Self {
+            turn: Semaphore::const_new(1),
+            worked: Cell::default(),
+            is_held: Cell::new(false),
+            let_go: Notify::new(),
+        }
+    }
+
+    /// Whether turns wait from now on, or go on.
+    pub fn hold(&self, is_held: bool) {
+        if self.is_held.replace(is_held) && !is_held {
+            self.let_go.notify_one();
+        }
     }
 
     /// Runs a handshake to its end: each poll of it is one turn. What it waits for, its deadlines too, it sees when its
@@ -34,6 +49,9 @@ impl Turns {
     pub async fn take<F: Future>(&self, mut handshake: Pin<Box<F>>) -> F::Output {
         loop {
             let turn = self.turn.acquire().await;
+            while self.is_held.get() {
+                self.let_go.notified().await;
+            }
             let began = Instant::now();
             let polled = std::future::poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;
             let worked = self.worked.get() + began.elapsed();
@@ -189,6 +207,31 @@ mod tests {
             answer.send(7).unwrap();
             let outcome = tokio::time::timeout(Duration::from_secs(5), handshake).await;
             assert_eq!(outcome.expect("it goes on").unwrap(), Ok(7));
+        });
+    }
+
+    #[test]
+    fn nobody_has_a_turn_while_they_are_held() {
+        run(async {
+            let turns = Rc::new(Turns::new());
+            turns.hold(true);
+            let mut handshakes = Vec::new();
+            for _ in 0..3 {
+                let turns = turns.clone();
+                handshakes
+                    .push(tokio::task::spawn_local(async move { turns.take(Box::pin(async {})).await }));
+            }
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert!(handshakes.iter().all(|handshake| !handshake.is_finished()));
+            // Who is first in line gives up meanwhile.
+            handshakes.remove(0).abort();
+            turns.hold(false);
+            for handshake in handshakes {
+                let done = tokio::time::timeout(Duration::from_secs(5), handshake).await;
+                done.expect("they go on").unwrap();
+            }
         });
     }
 
