@@ -45,7 +45,7 @@ impl OpenError {
             Self::Quic(error) => crate::connection::ended_of_quic(error),
             _ => Ended::from_close(None, ""),
         };
-        ended.text = self.to_string();
+        ended.text = whole(self);
         match self {
             Self::Url(_) | Self::Trust(_) => ended.policy = Policy::Never,
             Self::Upgrade(HandshakeError::Status(400..=428)) => {
@@ -55,5 +55,24 @@ impl OpenError {
             _ => {}
         }
         ended
+    }
+}
+
+/// An error with what caused it, in one line.
+fn whole(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_why_a_connection_failed_reads_what_caused_it() {
+        let refused = OpenError::Connect(io::Error::other("Connection refused"));
+        assert_eq!(refused.ended().text, "the server could not be reached: Connection refused");
+        let upgrade = OpenError::Upgrade(HandshakeError::Status(503));
+        assert!(upgrade.ended().text.contains("503"), "{}", upgrade.ended().text);
     }
 }

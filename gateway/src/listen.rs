@@ -14,7 +14,7 @@ use fanfare_proto::ws::Refusal;
 use quinn::{Endpoint, EndpointConfig};
 use quinn_proto::RandomConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -42,6 +42,9 @@ const FILES_REST: Duration = Duration::from_millis(100);
 const WAITING_MAX: u32 = 256;
 /// How long accepting rests then.
 const WAITING_REST: Duration = Duration::from_millis(1);
+/// How long no place for a handshake comes free until those that come are turned away: when thousands come back at once, their
+/// clients are the slower ones.
+const FULL_PATIENCE: Duration = Duration::from_millis(250);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(3);
 
@@ -175,6 +178,7 @@ pub(crate) async fn serve(
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
+    let mut full_since = None;
     loop {
         while shared.admission.waiting() >= WAITING_MAX {
             tokio::time::sleep(WAITING_REST).await;
@@ -198,7 +202,18 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
             let _ = stream.try_write(&Refusal::Unavailable.response());
             continue;
         };
-        let Some(handshake) = shared.admission.handshake(Over::Tcp) else {
+        let handshake = loop {
+            let handshake = shared.admission.handshake(Over::Tcp);
+            if handshake.is_some() {
+                full_since = None;
+                break handshake;
+            }
+            if full_since.get_or_insert_with(Instant::now).elapsed() >= FULL_PATIENCE {
+                break None;
+            }
+            tokio::time::sleep(WAITING_REST).await;
+        };
+        let Some(handshake) = handshake else {
             metrics::counter!("fanfare_gateway_shed_total").increment(1);
             continue;
         };

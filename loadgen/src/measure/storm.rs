@@ -88,6 +88,8 @@ struct Size {
     duplicated: u64,
     resume_s: Spread,
     attempts_per_session: Spread,
+    /// Why the last attempt that failed did.
+    attempt_failed: Option<String>,
     by_token: u64,
     gaps: u64,
     /// Milliseconds.
@@ -100,6 +102,7 @@ struct Size {
 struct Round {
     resume_s: f64,
     attempts: f64,
+    attempt_failed: Option<String>,
     by_token: u64,
     calm_p99_ms: f64,
     storm_p99_ms: f64,
@@ -174,6 +177,7 @@ async fn measure(arguments: &Storm, cores: &Cores, sessions: usize) -> Result<(S
         resume_s: of(|round| round.resume_s),
         attempts_per_session: of(|round| round.attempts),
         by_token: rounds.iter().map(|round| round.by_token).sum(),
+        attempt_failed: rounds.iter().rev().find_map(|round| round.attempt_failed.clone()),
         gaps: world.gaps + counted.gaps,
         others_p99_ratio: Ratio::of(&beside, Some(BAR)),
         peak_bytes: of(|round| round.peak_bytes),
@@ -199,6 +203,7 @@ async fn storm(talkers: &Crowd, dropping: &Dropping, server: u32) -> Result<Opti
     Ok(settled.then(|| Round {
         resume_s: back.resume_s,
         attempts: back.attempts,
+        attempt_failed: back.attempt_failed,
         by_token: back.by_token,
         calm_p99_ms: ms(world.calm_us.value_at_quantile(0.99)),
         storm_p99_ms: ms(world.storm_us.value_at_quantile(0.99)),
@@ -248,6 +253,9 @@ impl Report for StormReport {
                 "    back after    {:>8.2} s ({:.2} to {:.2}), {:.2} attempts a session",
                 size.resume_s.median, size.resume_s.min, size.resume_s.max, size.attempts_per_session.median
             );
+            if let Some(why) = &size.attempt_failed {
+                println!("    attempts      the last that failed: {why}");
+            }
             println!("    others' p99   {:>8.2} ms, before {:.2} ms", ratio.ours, ratio.floor);
             println!("    ratio         {}", ratio.text());
             println!(

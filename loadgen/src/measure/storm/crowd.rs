@@ -108,6 +108,7 @@ impl Crowd {
             resume_s: began.elapsed().as_secs_f64(),
             attempts: world.attempts as f64 / sessions as f64,
             by_token: world.by_token,
+            attempt_failed: world.attempt_failed.clone(),
         })
     }
 
@@ -167,7 +168,7 @@ impl Crowd {
 }
 
 /// How they came back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Back {
     /// From the drop until the last one was ready.
     pub resume_s: f64,
@@ -175,6 +176,8 @@ pub struct Back {
     pub attempts: f64,
     /// How often the secret was not taken.
     pub by_token: u64,
+    /// Why the last attempt that failed did.
+    pub attempt_failed: Option<String>,
 }
 
 /// What those that dropped counted.

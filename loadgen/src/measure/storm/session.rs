@@ -91,7 +91,7 @@ impl Seat {
                         Turned::Over(ended) => ended,
                     }
                 }
-                Err(error) if is_back => Ended::from_close(None, error.to_string()),
+                Err(error) if is_back => error.ended(),
                 Err(error) => {
                     self.fail(&format!("cannot connect: {error}"));
                     return;

@@ -201,6 +201,7 @@ impl World {
     pub fn storm(&mut self) {
         self.storm_from = Some(Instant::now());
         (self.dropped, self.attempts, self.by_token) = (0, 0, 0);
+        self.attempt_failed = None;
     }
 
     fn phase(&self, meant_at: Instant) -> Phase {
