@@ -52,8 +52,8 @@ pub(crate) struct AddressPermit {
     address: Arc<Address>,
     /// Connections of the lane that has this one.
     lane: Option<Arc<AtomicU32>>,
-    /// The address has more connections than it may: this one is told so and closed.
-    pub over: bool,
+    /// The address had more connections than it may when this one came.
+    over: bool,
 }
 
 /// A session's place under its user.
@@ -183,6 +183,14 @@ impl Drop for AddressPermit {
     }
 }
 
+impl AddressPermit {
+    /// The address has more connections than it may: this one is told so and closed. Others of them may have gone while it waited.
+    pub fn is_over(&self) -> bool {
+        let most = self.address.admission.limits.connections_per_address;
+        self.over && self.address.connections.load(Ordering::Relaxed) > most
+    }
+}
+
 impl Drop for UserPermit {
     fn drop(&mut self) {
         self.user
@@ -218,7 +226,8 @@ mod tests {
         let admission = Admission::new(limits);
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let permits: Vec<_> = (0..5).map(|_| admission.address(address)).collect();
-        let over: Vec<_> = permits.iter().map(|permit| permit.as_ref().map(|permit| permit.over)).collect();
+        let over: Vec<_> =
+            permits.iter().map(|permit| permit.as_ref().map(|permit| permit.is_over())).collect();
         assert_eq!(over, [Some(false), Some(false), Some(true), Some(true), None]);
         drop(permits);
         assert!(admission.addresses.is_empty() && admission.connections() == 0);
@@ -252,7 +261,7 @@ mod tests {
         let mapped = admission.address("::ffff:10.0.0.1".parse().unwrap()).unwrap();
         let plain = admission.address("10.0.0.1".parse().unwrap()).unwrap();
         assert_eq!(
-            [one.over, two.over, other.over, mapped.over, plain.over],
+            [one.is_over(), two.is_over(), other.is_over(), mapped.is_over(), plain.is_over()],
             [false, true, false, false, true]
         );
     }

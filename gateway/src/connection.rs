@@ -476,7 +476,7 @@ impl Connection {
                 }
                 Poll::Ready(Err(_)) => {
                     self.broken = true;
-                    self.wake();
+                    self.leave();
                     return false;
                 }
             }
@@ -532,7 +532,7 @@ impl Connection {
         };
         if self.broken {
             self.queue.clear();
-            self.wake();
+            self.leave();
         } else if self.rare.is_some() {
             self.next_fetch(shared, now_ms);
         }
@@ -542,6 +542,14 @@ impl Connection {
     pub fn wake(&self) {
         match &self.link {
             Link::Ws { readiness, .. } => readiness.wake(self.origin.handle.into()),
+            Link::Quic(link) => link.wake(),
+        }
+    }
+
+    /// It is broken: has it removed.
+    fn leave(&self) {
+        match &self.link {
+            Link::Ws { readiness, .. } => readiness.leave(self.origin.handle.into()),
             Link::Quic(link) => link.wake(),
         }
     }

@@ -156,7 +156,7 @@ async fn shake(
         Err(code) => Err(code),
     };
     let outcome = match outcome {
-        Ok(_) if address.over => Err(Code::CONNECTIONS_PER_ADDRESS),
+        Ok(_) if address.is_over() => Err(Code::CONNECTIONS_PER_ADDRESS),
         Ok((greeted, frames, raw)) => match prove(shared, &greeted) {
             Ok(proven) => Ok((greeted, proven, frames, raw)),
             Err(code) => Err(code),

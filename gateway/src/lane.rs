@@ -7,6 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     rc::Rc,
@@ -53,8 +54,12 @@ const INBOX_KEPT: usize = 16 * 1024;
 const READS_MAX: u32 = 16;
 /// Bytes of all connections that are read before others have their turn.
 const LOOK_BYTES: usize = 1024 * 1024;
-/// Work on connections whose peers have left between two passes of everything else.
-const LEAVING_MAX: Duration = Duration::from_millis(1);
+/// Work on connections whose peers have left between two passes of everything else, at the least: half of what those took if that is more.
+const LEAVING_MIN: Duration = Duration::from_millis(1);
+/// How long handshakes wait for those who leave.
+const HELD_MAX: Duration = Duration::from_secs(1);
+/// Places of the list of those who leave that are kept for the next burst.
+const LEAVING_KEPT: usize = 1_024;
 /// Connections that are ready and wait to be looked at, above which the epoll is not asked for more.
 const READY_MAX: usize = 1_024;
 /// Messages for the router that wait for the end of a turn.
@@ -207,7 +212,7 @@ impl Lane {
     pub async fn run(self: Rc<Self>) {
         let mut sweep = tokio::time::interval(self.shared.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut items, mut ready) = (Vec::new(), Ready::default());
+        let (mut items, mut ready) = (Vec::new(), Ready::new());
         loop {
             let closing = self.state.borrow().closing_by_ms.is_some();
             let acks_since = self.ups.borrow().acks_since;
@@ -243,6 +248,8 @@ impl Lane {
                 break;
             }
         }
+        // Who is in a handshake is told.
+        self.turns.hold(false);
         // Their places at the router are taken.
         self.ups.borrow_mut().acks_since = None;
         self.hand_over();
@@ -271,21 +278,35 @@ impl Lane {
         {
             left = left.saturating_sub(self.told(turn, &mut ups));
         }
-        if !ready.leaving.is_empty() {
-            let began = Instant::now();
-            while began.elapsed() < LEAVING_MAX
-                && let Some(turn) = ready.leaving.pop_front()
-            {
-                self.told(turn, &mut ups);
-            }
-        }
-        // Who comes back waits until those places are free: else both would be held, and the process has a limit of files.
-        self.turns.hold(!ready.leaving.is_empty());
+        self.look_at_leaving(ready, &mut ups);
         self.hand_over();
         if !(is_asked && ready.turns.is_empty() && ready.leaving.is_empty()) {
             self.readiness.again();
         }
         has_any
+    }
+
+    /// Some of those who leave. Who comes back waits for their places, for a while: else both would be held, and the process has a limit
+    /// of files.
+    fn look_at_leaving(self: &Rc<Self>, ready: &mut Ready, ups: &mut Vec<Up>) {
+        if !ready.leaving.is_empty() {
+            let began = std::time::Instant::now();
+            ready.leaving_since.get_or_insert(began);
+            let most = LEAVING_MIN.max((began - ready.looked_at) / 2);
+            while began.elapsed() < most
+                && let Some(turn) = ready.leaving.pop_front()
+            {
+                self.told(turn, ups);
+            }
+            ready.looked_at = std::time::Instant::now();
+        }
+        if ready.leaving.is_empty() {
+            ready.leaving_since = None;
+            if ready.leaving.capacity() > LEAVING_KEPT {
+                ready.leaving = VecDeque::new();
+            }
+        }
+        self.turns.hold(ready.leaving_since.is_some_and(|since| since.elapsed() < HELD_MAX));
     }
 
     /// The turns of a connection that is ready, or that somebody wants looked at. Gives the bytes that were read.

@@ -42,9 +42,11 @@ const FILES_REST: Duration = Duration::from_millis(100);
 const WAITING_MAX: u32 = 256;
 /// How long accepting rests then.
 const WAITING_REST: Duration = Duration::from_millis(1);
-/// How long no place for a handshake comes free until those that come are turned away: when thousands come back at once, their
-/// clients are the slower ones.
-const FULL_PATIENCE: Duration = Duration::from_millis(250);
+/// How long all places for handshakes may be taken until those that come are turned away: when thousands come back at once, their clients
+/// are the slower ones. Well below what a client waits for an answer.
+const FULL_PATIENCE: Duration = Duration::from_secs(3);
+/// How long places have to be there at once until that begins anew.
+const FULL_OVER: Duration = Duration::from_secs(10);
 /// How often the certificate's files are looked at.
 const CERTIFICATE_EVERY: Duration = Duration::from_secs(3);
 
@@ -177,8 +179,27 @@ pub(crate) async fn serve(
     Ok(())
 }
 
+/// When all places for handshakes were taken.
+#[derive(Default)]
+struct Fullness {
+    /// The first and the newest of the times at which they were met so.
+    met: Option<(Instant, Instant)>,
+}
+
+impl Fullness {
+    /// They are taken now. Gives whether that is to be waited out.
+    fn is_borne(&mut self, now: Instant) -> bool {
+        let since = match self.met {
+            Some((since, last)) if now - last < FULL_OVER => since,
+            _ => now,
+        };
+        self.met = Some((since, now));
+        now - since < FULL_PATIENCE
+    }
+}
+
 async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
-    let mut full_since = None;
+    let mut fullness = Fullness::default();
     loop {
         while shared.admission.waiting() >= WAITING_MAX {
             tokio::time::sleep(WAITING_REST).await;
@@ -202,17 +223,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, lanes: Arc<Lanes>) {
             let _ = stream.try_write(&Refusal::Unavailable.response());
             continue;
         };
-        let handshake = loop {
-            let handshake = shared.admission.handshake(Over::Tcp);
-            if handshake.is_some() {
-                full_since = None;
-                break handshake;
-            }
-            if full_since.get_or_insert_with(Instant::now).elapsed() >= FULL_PATIENCE {
-                break None;
-            }
+        let mut handshake = shared.admission.handshake(Over::Tcp);
+        while handshake.is_none() && fullness.is_borne(Instant::now()) {
             tokio::time::sleep(WAITING_REST).await;
-        };
+            handshake = shared.admission.handshake(Over::Tcp);
+        }
         let Some(handshake) = handshake else {
             metrics::counter!("fanfare_gateway_shed_total").increment(1);
             continue;
@@ -264,5 +279,24 @@ async fn watch_certificate(shared: Arc<Shared>) {
                 tracing::warn!(%error, "the certificate's files changed and could not be read; the old one stays")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_waited_out_and_an_attack_is_not() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut fullness = Fullness::default();
+        assert!(
+            (0..3_000).step_by(5).all(|ms| fullness.is_borne(at(ms))),
+            "a place now and then, all of them soon taken"
+        );
+        assert!((3_000..60_000).step_by(5).all(|ms| !fullness.is_borne(at(ms))), "and it goes on");
+        assert!(!fullness.is_borne(at(69_000)));
+        assert!(fullness.is_borne(at(79_001)), "places were there for a while");
     }
 }

@@ -324,7 +324,7 @@ async fn open(
     let (control, mut recv) = opened.map_err(|_| (Code::HANDSHAKE_TIMEOUT, None))?;
     let met = tokio::time::timeout_at(deadline, hello(shared, &mut recv)).await;
     let met = match met.unwrap_or(Err(Code::HANDSHAKE_TIMEOUT)) {
-        Ok(_) if address.over => Err(Code::CONNECTIONS_PER_ADDRESS),
+        Ok(_) if address.is_over() => Err(Code::CONNECTIONS_PER_ADDRESS),
         Ok(met) => prove(shared, &met.greeted).map(|proven| (met, proven)),
         Err(code) => Err(code),
     };

@@ -6,6 +6,7 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::{BorrowedFd, OwnedFd},
+    time::Instant,
 };
 
 use rustix::{
@@ -28,16 +29,35 @@ pub(crate) struct Turn {
     pub key: Key,
     /// Its socket is ready.
     pub is_ready: bool,
-    /// Its peer has ended its direction.
+    /// Its peer has ended its direction, or it is broken.
     pub is_hung_up: bool,
 }
 
 /// Connections that wait to be looked at.
-#[derive(Default)]
 pub(crate) struct Ready {
     pub turns: VecDeque<Turn>,
-    /// Those whose peers have ended their direction: when thousands leave at once, who stays does not wait behind them.
+    /// Those whose peers have ended their direction, or to whom nothing can be written any more: when thousands leave at once, who stays
+    /// does not wait behind them.
     pub leaving: VecDeque<Turn>,
+    /// Since when there are such.
+    pub leaving_since: Option<Instant>,
+    /// When the last of them were looked at.
+    pub looked_at: Instant,
+}
+
+impl Ready {
+    pub fn new() -> Self {
+        Self {
+            turns: VecDeque::new(),
+            leaving: VecDeque::new(),
+            leaving_since: None,
+            looked_at: Instant::now(),
+        }
+    }
+
+    fn push(&mut self, turn: Turn) {
+        if turn.is_hung_up { &mut self.leaving } else { &mut self.turns }.push_back(turn);
+    }
 }
 
 /// See the module's page.
@@ -87,8 +107,17 @@ impl Readiness {
 
     /// Asks for a look at a connection.
     pub fn wake(&self, key: Key) {
+        self.ask(Turn { key, is_ready: false, is_hung_up: false });
+    }
+
+    /// The same of one that is broken.
+    pub fn leave(&self, key: Key) {
+        self.ask(Turn { key, is_ready: false, is_hung_up: true });
+    }
+
+    fn ask(&self, turn: Turn) {
         let mut turns = self.turns.borrow_mut();
-        turns.push(Turn { key, is_ready: false, is_hung_up: false });
+        turns.push(turn);
         if turns.len() == 1 {
             self.has_turns.notify_one();
         }
@@ -112,7 +141,7 @@ impl Readiness {
 
     /// Adds what is ready to `ready`. Each socket is named once until it is ready anew, so each has to be read out or woken.
     pub fn take(&self, ready: &mut Ready) {
-        ready.turns.extend(self.turns.borrow_mut().drain(..));
+        self.turns.borrow_mut().drain(..).for_each(|turn| ready.push(turn));
         let mut events = self.events.borrow_mut();
         events.clear();
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -127,8 +156,7 @@ impl Readiness {
         for event in events.drain(..) {
             let (number, flags) = (event.data.u64(), event.flags);
             let key = Key { slot: (number >> 32) as u32, generation: number as u32 };
-            let turn = Turn { key, is_ready: true, is_hung_up: flags.intersects(ends) };
-            if turn.is_hung_up { &mut ready.leaving } else { &mut ready.turns }.push_back(turn);
+            ready.push(Turn { key, is_ready: true, is_hung_up: flags.intersects(ends) });
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -46,6 +47,7 @@ const TEXT_BYTES: usize = 100;
 /// A session in the audience, on a blocking socket.
 fn session(house: &House, user: u64) -> TcpStream {
     let mut stream = TcpStream::connect(house.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let address = house.address().to_string();
     stream.write_all(&kit::ws::request(&address).encode().unwrap()).unwrap();
     let mut answer = [0; 512];
@@ -93,7 +95,11 @@ fn rounds(house: &House, sockets: &mut [TcpStream], frames: &[Bytes]) -> u64 {
 
 #[test]
 fn a_fan_out_allocates_nothing_for_each_who_is_told() {
-    let house = House::wide(|config| config.sweep = std::time::Duration::from_secs(1));
+    let house = House::wide(|config| {
+        config.sweep = Duration::from_secs(1);
+        // Nobody pings here, however slow the machine.
+        config.limits.policy.idle_ms = 3_600_000;
+    });
     let mut sockets: Vec<_> = (0..READERS).map(|user| session(&house, user + 1)).collect();
     let mut seq = 0;
     for frames_at_once in [1, 16] {

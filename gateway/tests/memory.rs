@@ -52,6 +52,7 @@ static COUNTING: Counting = Counting;
 /// A session on a blocking socket, which holds no heap here.
 fn session(house: &House, user: u64) -> TcpStream {
     let mut stream = TcpStream::connect(house.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let address = house.address().to_string();
     stream.write_all(&kit::ws::request(&address).encode().unwrap()).unwrap();
     let mut answer = [0; 512];

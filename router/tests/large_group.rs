@@ -50,7 +50,9 @@ async fn one_send_is_one_message_per_gateway() {
     println!("joins of {PER_ENTRY}: {early:?} among 10,000, {late:?} among 100,000");
     assert!(late < early * 5 + std::time::Duration::from_millis(20), "joins grew: {early:?} to {late:?}");
     // Everybody who is here listens.
+    let until = Instant::now() + std::time::Duration::from_secs(60);
     while house.gateway.audience(channel) + second.audience(channel) < SESSIONS + 1 {
+        assert!(Instant::now() < until, "somebody does not listen");
         tokio::task::yield_now().await;
     }
     let before = (house.gateway.fanouts(channel), second.fanouts(channel));

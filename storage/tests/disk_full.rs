@@ -5,6 +5,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -78,6 +79,9 @@ fn a_full_disk_is_read_only_and_heals() {
     let opened = embedded::open(&place.path().join("data"), &options).expect("opened");
     let (metadata, store) = (opened.metadata, opened.store);
     let bounds = Bounds { linger: Duration::from_millis(5), ..Bounds::default() };
+    // What would have ended the process.
+    let fatal = Arc::new(Mutex::new(None));
+    let ended = fatal.clone();
     let drains = Drains::start_with(
         metadata.clone(),
         store.clone(),
@@ -86,7 +90,7 @@ fn a_full_disk_is_read_only_and_heals() {
         Vec::new(),
         Box::new(|_| ()),
         bounds,
-        Box::new(|error| panic!("would have ended the process: {error}")),
+        Box::new(move |error| *ended.lock().expect("not poisoned") = Some(error.to_string())),
     )
     .expect("started");
     let lease = metadata.take(0).expect("taken");
@@ -136,7 +140,9 @@ fn a_full_disk_is_read_only_and_heals() {
         assert_eq!(found.len(), 16);
 
         disk.relieve();
-        assert!(drains.wait_until_drained(PATIENCE), "round {round}: {:?}", drains.status());
+        let drained = drains.wait_until_drained(PATIENCE);
+        assert_eq!(*fatal.lock().expect("not poisoned"), None, "round {round}");
+        assert!(drained, "round {round}: {:?}", drains.status());
         assert_eq!(drains.room(), Room::Yes, "round {round}");
         commit(&mut acknowledged).expect("there is room again");
     }

@@ -34,6 +34,7 @@ enum Mood {
     SyncFailed,
     /// Does not return from `put` until the mood changes.
     Stuck,
+    Panics,
 }
 
 struct Fake {
@@ -73,6 +74,10 @@ impl Content for Fake {
         self.changed.notify_all();
         while *mood == Mood::Stuck {
             self.changed.wait(&mut mood);
+        }
+        if *mood == Mood::Panics {
+            drop(mood);
+            panic!("a panic that is meant");
         }
         if *mood == Mood::Full { Err(StoreError::Full("fake".to_owned())) } else { Ok(()) }
     }
@@ -210,6 +215,22 @@ fn a_failed_sync_ends_the_process_and_deletes_nothing() {
     drains.stop();
     assert_eq!(bench.aborted.load(Ordering::SeqCst), 1);
     assert_eq!(fake.flushes.load(Ordering::SeqCst), 1, "a failed sync is never tried again");
+    assert_eq!(bench.outbox(), 1);
+}
+
+#[test]
+fn a_sink_that_panics_does_not_hold_up_the_end() {
+    let mut bench = Bench::new();
+    let fake = Fake::new(Mood::Panics);
+    let drains = bench.drains(Arc::clone(&fake), Bounds::default());
+    bench.commit(&drains);
+    fake.await_count(&fake.puts, 1);
+    let (told, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drains.stop();
+        told.send(())
+    });
+    ended.recv_timeout(PATIENCE).expect("it ends");
     assert_eq!(bench.outbox(), 1);
 }
 

@@ -83,7 +83,12 @@ pub async fn connect_tls_over<S: AsyncRead + AsyncWrite + Unpin>(
     upgrade(connector.connect(name, stream).await.unwrap(), address).await
 }
 
-async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, address: SocketAddr) -> Client<S> {
+async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(stream: S, address: SocketAddr) -> Client<S> {
+    let upgraded = tokio::time::timeout(Duration::from_secs(10), upgrade_now(stream, address)).await;
+    upgraded.expect("the server does not answer the upgrade")
+}
+
+async fn upgrade_now<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, address: SocketAddr) -> Client<S> {
     let address = address.to_string();
     let request = request(&address);
     stream.write_all(&request.encode().unwrap()).await.unwrap();

@@ -183,7 +183,7 @@ impl Gateway {
             .uplink
             .send(Up::Open { origin, proof, full, device_name: "test".into() })
             .await?;
-        match session.given.recv().await {
+        match tokio::time::timeout(PATIENCE, session.given.recv()).await.expect("an answer to OPEN") {
             Some(Given::Opened(Ok(opened))) => session.opened = Some(opened),
             Some(Given::Opened(Err(code))) => return Err(code),
             other => panic!("opened, not {other:?}"),

@@ -82,8 +82,19 @@ impl Sink {
     }
 }
 
+/// Says when it goes that a sink's thread has ended, however it did: who stops the drains waits for all of them.
+struct Running<'a>(&'a Shared);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().sinks_running -= 1;
+        self.0.moved.notify_all();
+    }
+}
+
 /// The thread of one sink.
 pub fn run(shared: &Shared, sink: &Sink) {
+    let _running = Running(shared);
     let place = sink.place();
     while let Some(batches) = gather(shared, place) {
         let mut pause = PAUSE_FIRST;
@@ -113,8 +124,6 @@ pub fn run(shared: &Shared, sink: &Sink) {
         let rows: Vec<OutboxRow> = batches.iter().map(|batch| batch.row).collect();
         shared.mark(place, &rows);
     }
-    shared.state.lock().sinks_running -= 1;
-    shared.moved.notify_all();
 }
 
 /// The next rows, in commit order; `None` when all is drained and the thread has to end.

@@ -57,6 +57,8 @@ pub struct FjallStore {
     keyspaces: RwLock<Option<Keyspaces>>,
     /// A write failed and fjall refuses further ones until it is opened again.
     poisoned: AtomicBool,
+    /// There was too little room since it was opened.
+    was_low: AtomicBool,
     /// Per sink: the database was opened again since its last flush, and what was put before may be gone.
     reopened: [AtomicBool; 4],
     /// Lists are read, compared and written by one at a time.
@@ -118,6 +120,7 @@ impl FjallStore {
             options: options.clone(),
             keyspaces: RwLock::new(Some(keyspaces)),
             poisoned: AtomicBool::new(false),
+            was_low: AtomicBool::new(false),
             reopened: [const { AtomicBool::new(false) }; 4],
             lists_turn: Mutex::new(()),
             ends: Mutex::new(ends),
@@ -158,6 +161,8 @@ impl FjallStore {
         }
         match &*self.keyspaces.read() {
             Some(keyspaces) if keyspaces.is_congested() => {
+                // Workers that have failed never catch up.
+                keyspaces.database.persist(PersistMode::Buffer).map_err(|error| self.of_write(&error))?;
                 Err(StoreError::Unavailable("memtables wait to be written out".to_owned()))
             }
             Some(keyspaces) => step(keyspaces).map_err(|error| self.of_write(&error)),
@@ -225,6 +230,7 @@ impl FjallStore {
     fn check_room(&self) -> Result<(), StoreError> {
         let free = self.free_bytes()?;
         if free < self.options.reserve_bytes {
+            self.was_low.store(true, Ordering::SeqCst);
             return Err(StoreError::Full(format!(
                 "{free} bytes free, {} are kept in reserve",
                 self.options.reserve_bytes
@@ -245,9 +251,13 @@ impl FjallStore {
             fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => {
                 folder::of_io(io, &self.path)
             }
-            // A worker failed and left no error. With little room it was that; else a sync may have failed.
+            // A worker failed and left no error. With little room, now or while it worked, it was that: what it wrote stands in the journal
+            // still, which opening again reads back. Else a sync may have failed.
             fjall::Error::Poisoned => match self.free_bytes() {
-                Ok(free) if free >= self.options.reserve_bytes.saturating_mul(2).max(LOW_BYTES) => {
+                Ok(free)
+                    if !self.was_low.load(Ordering::SeqCst)
+                        && free >= self.options.reserve_bytes.saturating_mul(2).max(LOW_BYTES) =>
+                {
                     StoreError::SyncFailed("a write of the content store failed in the background".to_owned())
                 }
                 _ => StoreError::Full("a write of the content store failed in the background".to_owned()),
@@ -291,6 +301,7 @@ impl FjallStore {
         // Its lock and its threads have to go first.
         *keyspaces = None;
         *keyspaces = Some(open(&self.path, &self.options)?);
+        self.was_low.store(false, Ordering::SeqCst);
         self.poisoned.store(false, Ordering::SeqCst);
         Ok(())
     }
