@@ -291,8 +291,10 @@ impl Lane {
     fn look_at_leaving(self: &Rc<Self>, ready: &mut Ready, ups: &mut Vec<Up>) {
         if !ready.leaving.is_empty() {
             let began = std::time::Instant::now();
+            // While there are some left from the last time the lane does not rest: all of that time went into something.
+            let share = ready.leaving_since.map_or(Duration::ZERO, |_| (began - ready.looked_at) / 2);
             ready.leaving_since.get_or_insert(began);
-            let most = LEAVING_MIN.max((began - ready.looked_at) / 2);
+            let most = LEAVING_MIN.max(share);
             while began.elapsed() < most
                 && let Some(turn) = ready.leaving.pop_front()
             {

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -225,6 +225,11 @@ fn a_sink_that_panics_does_not_hold_up_the_end() {
     let drains = bench.drains(Arc::clone(&fake), Bounds::default());
     bench.commit(&drains);
     fake.await_count(&fake.puts, 1);
+    let until = Instant::now() + PATIENCE;
+    while drains.status().failing.is_empty() {
+        assert!(Instant::now() < until, "nobody is told");
+        std::thread::yield_now();
+    }
     let (told, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         drains.stop();

@@ -83,10 +83,14 @@ impl Sink {
 }
 
 /// Says when it goes that a sink's thread has ended, however it did: who stops the drains waits for all of them.
-struct Running<'a>(&'a Shared);
+struct Running<'a>(&'a Shared, usize);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "the thread of this drain panicked; restart the server".to_owned();
+            self.0.note_error(self.1, Some(&StoreError::Unavailable(why)));
+        }
         self.0.state.lock().sinks_running -= 1;
         self.0.moved.notify_all();
     }
@@ -94,8 +98,8 @@ impl Drop for Running<'_> {
 
 /// The thread of one sink.
 pub fn run(shared: &Shared, sink: &Sink) {
-    let _running = Running(shared);
     let place = sink.place();
+    let _running = Running(shared, place);
     while let Some(batches) = gather(shared, place) {
         let mut pause = PAUSE_FIRST;
         let is_written = loop {

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -46,6 +46,8 @@ const PROBE_BYTES: usize = 64 * 1024;
 const WORKERS: usize = 2;
 /// Free bytes below which a write that failed in the background is laid to the full disk, at least.
 const LOW_BYTES: u64 = 16 * 1024 * 1024;
+/// How long after there was too little room a failure in the background may still be due to that, where nothing had failed yet.
+const LOW_OVER: Duration = Duration::from_secs(10);
 /// Table files kept open.
 const FILES: usize = 256;
 
@@ -57,8 +59,9 @@ pub struct FjallStore {
     keyspaces: RwLock<Option<Keyspaces>>,
     /// A write failed and fjall refuses further ones until it is opened again.
     poisoned: AtomicBool,
-    /// There was too little room since it was opened.
-    was_low: AtomicBool,
+    /// When there was too little room last, milliseconds since `began`, at least 1; 0: what failed since was not for lack of it.
+    low_ms: AtomicU64,
+    began: Instant,
     /// Per sink: the database was opened again since its last flush, and what was put before may be gone.
     reopened: [AtomicBool; 4],
     /// Lists are read, compared and written by one at a time.
@@ -120,7 +123,8 @@ impl FjallStore {
             options: options.clone(),
             keyspaces: RwLock::new(Some(keyspaces)),
             poisoned: AtomicBool::new(false),
-            was_low: AtomicBool::new(false),
+            low_ms: AtomicU64::new(0),
+            began: Instant::now(),
             reopened: [const { AtomicBool::new(false) }; 4],
             lists_turn: Mutex::new(()),
             ends: Mutex::new(ends),
@@ -189,7 +193,14 @@ impl FjallStore {
             tracing::info!(took_ms = started.elapsed().as_millis() as u64, "slow sync of the content store");
         }
         match persisted {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // Nothing has failed up to now; a while after the last shortage nothing will because of it.
+                let low_ms = self.low_ms.load(Ordering::SeqCst);
+                if low_ms > 0 && self.elapsed_ms().saturating_sub(low_ms) >= LOW_OVER.as_millis() as u64 {
+                    let _ = self.low_ms.compare_exchange(low_ms, 0, Ordering::SeqCst, Ordering::SeqCst);
+                }
+                Ok(())
+            }
             Err(fjall::Error::Poisoned) => Err(self.of_write(&fjall::Error::Poisoned)),
             Err(error) => Err(StoreError::SyncFailed(error.to_string())),
         }
@@ -230,13 +241,21 @@ impl FjallStore {
     fn check_room(&self) -> Result<(), StoreError> {
         let free = self.free_bytes()?;
         if free < self.options.reserve_bytes {
-            self.was_low.store(true, Ordering::SeqCst);
+            self.note_low();
             return Err(StoreError::Full(format!(
                 "{free} bytes free, {} are kept in reserve",
                 self.options.reserve_bytes
             )));
         }
         Ok(())
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    fn note_low(&self) {
+        self.low_ms.store(self.elapsed_ms().max(1), Ordering::SeqCst);
     }
 
     fn free_bytes(&self) -> Result<u64, StoreError> {
@@ -249,13 +268,17 @@ impl FjallStore {
         self.poisoned.store(true, Ordering::SeqCst);
         match error {
             fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => {
-                folder::of_io(io, &self.path)
+                let fault = folder::of_io(io, &self.path);
+                if matches!(fault, StoreError::Full(_)) {
+                    self.note_low();
+                }
+                fault
             }
             // A worker failed and left no error. With little room, now or while it worked, it was that: what it wrote stands in the journal
             // still, which opening again reads back. Else a sync may have failed.
             fjall::Error::Poisoned => match self.free_bytes() {
                 Ok(free)
-                    if !self.was_low.load(Ordering::SeqCst)
+                    if self.low_ms.load(Ordering::SeqCst) == 0
                         && free >= self.options.reserve_bytes.saturating_mul(2).max(LOW_BYTES) =>
                 {
                     StoreError::SyncFailed("a write of the content store failed in the background".to_owned())
@@ -300,8 +323,8 @@ impl FjallStore {
         }
         // Its lock and its threads have to go first.
         *keyspaces = None;
+        self.low_ms.store(0, Ordering::SeqCst);
         *keyspaces = Some(open(&self.path, &self.options)?);
-        self.was_low.store(false, Ordering::SeqCst);
         self.poisoned.store(false, Ordering::SeqCst);
         Ok(())
     }

@@ -7,7 +7,7 @@ mod rig;
 
 use std::{collections::BTreeSet, process::Command};
 
-use rig::{Rig, killed};
+use rig::{Rig, finish, killed};
 
 const ROUNDS: u64 = 30;
 
@@ -42,8 +42,7 @@ c.execute('create table if not exists t (k integer primary key, v blob)')
 for (k,) in c.execute('select k from t'): print(k)
 c.close()
 ";
-    let output =
-        Command::new("python3").arg("-c").arg(program).current_dir(&rig.data).output().expect("python3 runs");
+    let output = finish(Command::new("python3").arg("-c").arg(program).current_dir(&rig.data));
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
@@ -117,7 +116,7 @@ fn fjall_child() {
 fn fjall_run(rig: &Rig, from: u64, sync: &str) -> BTreeSet<u64> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "fjall_child", "--nocapture"]).env(CHILD, format!("{from} {sync}"));
-    let output = rig.watched(&mut command).output().unwrap();
+    let output = finish(rig.watched(&mut command));
     killed(&output);
     let said = String::from_utf8_lossy(&output.stderr).replace("acked ", "");
     numbers(&said)

@@ -3,10 +3,15 @@
 use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    sync::mpsc::RecvTimeoutError,
+    time::Duration,
 };
 
 use serde_json::Value;
+
+/// Longest wait for a process; only reached when something is broken.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A watched folder `data` and its journal, side by side.
 pub struct Rig {
@@ -60,11 +65,11 @@ impl Rig {
     pub fn python(&self, program: &str) -> String {
         let mut command = Command::new("python3");
         command.arg("-c").arg(format!("{PRELUDE}{program}\ndie()\n"));
-        killed(&self.watched(&mut command).output().expect("python3 runs"))
+        killed(&finish(self.watched(&mut command)))
     }
 
     fn tool(&self, args: &[&str]) -> Value {
-        let output = Command::new(env!("CARGO_BIN_EXE_powercut")).args(args).output().expect("the tool runs");
+        let output = finish(Command::new(env!("CARGO_BIN_EXE_powercut")).args(args));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("one JSON line")
     }
@@ -86,6 +91,27 @@ impl Rig {
     pub fn has(&self, name: &str) -> bool {
         Path::exists(&self.data.join(name))
     }
+}
+
+/// Runs a command to its end, which must come within [`PATIENCE`].
+pub fn finish(command: &mut Command) -> Output {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.expect("it runs");
+    let pid = child.id() as i32;
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let is_late = ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+        if is_late {
+            // SAFETY: a signal to a child that has not been waited for yet.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        is_late
+    });
+    let output = child.wait_with_output().expect("it ends");
+    drop(done);
+    let is_late = watch.join().expect("no panic");
+    assert!(!is_late, "not done after {PATIENCE:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
 }
 
 pub fn killed(output: &Output) -> String {
