@@ -5,14 +5,13 @@
 //! read into the lane's one scratch buffer), and the sweep. A pass takes everything that is in the inbox, gathers, gives buffers to
 //! their readers and then writes each reader once: so batches grow by themselves while the lane is busy. A QUIC connection has a task.
 
+mod look;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -24,7 +23,6 @@ use fanfare_proto::{
     session::server,
 };
 use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     sync::Notify,
     time::{Instant, MissedTickBehavior},
 };
@@ -50,18 +48,6 @@ const SCRATCH_BYTES: usize = 64 * 1024;
 const PASS_BYTES: u32 = 256 * 1024;
 /// Places of the inbox's list that are kept for the next burst.
 const INBOX_KEPT: usize = 16 * 1024;
-/// Reads of one connection in a row.
-const READS_MAX: u32 = 16;
-/// Bytes of all connections that are read before others have their turn.
-const LOOK_BYTES: usize = 1024 * 1024;
-/// Work on connections whose peers have left between two passes of everything else, at the least: half of what those took if that is more.
-const LEAVING_MIN: Duration = Duration::from_millis(1);
-/// How long handshakes wait for those who leave.
-const HELD_MAX: Duration = Duration::from_secs(1);
-/// Places of the list of those who leave that are kept for the next burst.
-const LEAVING_KEPT: usize = 1_024;
-/// Connections that are ready and wait to be looked at, above which the epoll is not asked for more.
-const READY_MAX: usize = 1_024;
 /// Messages for the router that wait for the end of a turn.
 const UPS_MAX: usize = 1_024;
 /// How long an ACK waits for company: nobody waits for it.
@@ -83,19 +69,6 @@ impl From<Handle> for Key {
     fn from(handle: Handle) -> Self {
         Self { slot: handle.slot(), generation: handle.generation() }
     }
-}
-
-/// What comes behind a turn of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
-    /// Hand frames up.
-    Forward,
-    /// Nothing, until it is ready again.
-    Waits,
-    /// There is more, and others wait.
-    Again,
-    /// The connection is gone.
-    Gone,
 }
 
 /// See the module's page.
@@ -212,7 +185,7 @@ impl Lane {
     pub async fn run(self: Rc<Self>) {
         let mut sweep = tokio::time::interval(self.shared.sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut items, mut ready) = (Vec::new(), Ready::new());
+        let (mut items, mut ready) = (Vec::new(), Ready::default());
         loop {
             let closing = self.state.borrow().closing_by_ms.is_some();
             let acks_since = self.ups.borrow().acks_since;
@@ -261,96 +234,6 @@ impl Lane {
         self.tasks.close();
         // Handshakes under way have their own deadline; nobody waits for it.
         let _ = tokio::time::timeout_at(Instant::now() + Duration::from_millis(200), self.tasks.wait()).await;
-    }
-
-    /// Looks at the connections that are ready, as far as their bytes go into one look, and hands over what they sent. Gives whether
-    /// there were any: then everything else has its turn.
-    fn look(self: &Rc<Self>, ready: &mut Ready) -> bool {
-        // Who is not asked has told of what it holds once, and tells no more.
-        let is_asked = ready.turns.len() < READY_MAX;
-        if is_asked {
-            self.readiness.take(ready);
-        }
-        let has_any = !(ready.turns.is_empty() && ready.leaving.is_empty());
-        let (mut ups, mut left) = (Vec::new(), LOOK_BYTES);
-        while left > 0
-            && let Some(turn) = ready.turns.pop_front()
-        {
-            left = left.saturating_sub(self.told(turn, &mut ups));
-        }
-        self.look_at_leaving(ready, &mut ups);
-        self.hand_over();
-        if !(is_asked && ready.turns.is_empty() && ready.leaving.is_empty()) {
-            self.readiness.again();
-        }
-        has_any
-    }
-
-    /// Some of those who leave. Who comes back waits for their places, for a while: else both would be held, and the process has a limit
-    /// of files.
-    fn look_at_leaving(self: &Rc<Self>, ready: &mut Ready, ups: &mut Vec<Up>) {
-        if !ready.leaving.is_empty() {
-            let began = std::time::Instant::now();
-            // While there are some left from the last time the lane does not rest: all of that time went into something.
-            let share = ready.leaving_since.map_or(Duration::ZERO, |_| (began - ready.looked_at) / 2);
-            ready.leaving_since.get_or_insert(began);
-            let most = LEAVING_MIN.max(share);
-            while began.elapsed() < most
-                && let Some(turn) = ready.leaving.pop_front()
-            {
-                self.told(turn, ups);
-            }
-            ready.looked_at = std::time::Instant::now();
-        }
-        if ready.leaving.is_empty() {
-            ready.leaving_since = None;
-            if ready.leaving.capacity() > LEAVING_KEPT {
-                ready.leaving = VecDeque::new();
-            }
-        }
-        self.turns.hold(ready.leaving_since.is_some_and(|since| since.elapsed() < HELD_MAX));
-    }
-
-    /// The turns of a connection that is ready, or that somebody wants looked at. Gives the bytes that were read.
-    fn told(self: &Rc<Self>, turn: Turn, ups: &mut Vec<Up>) -> usize {
-        if turn.is_ready {
-            self.state.borrow_mut().told(turn);
-        }
-        self.turns(turn.key, ups)
-    }
-
-    /// What a WebSocket connection has to write and has sent, up to some reads. A panic in it ends that connection alone. Gives the
-    /// bytes that were read.
-    fn turns(self: &Rc<Self>, key: Key, ups: &mut Vec<Up>) -> usize {
-        let (mut reads, mut bytes) = (READS_MAX, 0);
-        loop {
-            let turn = || {
-                let step = self.turn(key, ups, &mut reads, &mut bytes);
-                if step == Step::Forward {
-                    self.forward_beside(key, ups);
-                }
-                step
-            };
-            match catch_unwind(AssertUnwindSafe(turn)) {
-                Ok(Step::Forward) => {}
-                Ok(Step::Waits) => return bytes,
-                // A client that never stops sending shares the lane with the others.
-                Ok(Step::Again) => {
-                    self.readiness.wake(key);
-                    return bytes;
-                }
-                Ok(Step::Gone) => {
-                    // What it sent last is nobody's.
-                    ups.clear();
-                    return bytes;
-                }
-                Err(_) => {
-                    ups.clear();
-                    self.guarded(|| self.panicked(key));
-                    return bytes;
-                }
-            }
-        }
     }
 
     /// The handshake of a WebSocket connection is over: from here on the lane looks at its socket.
@@ -585,73 +468,6 @@ impl Lane {
         metrics::counter!("fanfare_gateway_panics_total").increment(1);
         tracing::error!(lane = self.number, slot = key.slot, "a handler panicked; its connection is closed");
         self.with(key, |connection, shared, now_ms| connection.close(shared, now_ms, Code::INTERNAL));
-    }
-
-    /// One turn of a WebSocket connection: writes what waits, reads until there is something to hand over.
-    fn turn(&self, key: Key, ups: &mut Vec<Up>, reads: &mut u32, bytes: &mut usize) -> Step {
-        // Nobody is woken: the lane's epoll tells.
-        let cx = &mut Context::from_waker(Waker::noop());
-        let shared = &*self.shared;
-        let now_ms = shared.clock.now_ms();
-        let gone = 'gone: {
-            let mut state = self.state.borrow_mut();
-            let Some(connection) = state.get(key) else { return Step::Gone };
-            if matches!(connection.stage, Stage::Open(_))
-                && let Some(mut early) = connection.take_early()
-            {
-                connection.message(shared, now_ms, early.frames, ups);
-                connection.bytes(shared, now_ms, &mut early.raw, ups);
-            }
-            loop {
-                connection.flush(shared, now_ms);
-                if !connection.is_flushed() {
-                    // It asks and does not read the answers.
-                    connection.relieve(shared, now_ms);
-                }
-                if connection.broken {
-                    break 'gone true;
-                }
-                if !ups.is_empty() {
-                    return Step::Forward;
-                }
-                let is_flushed = connection.is_flushed();
-                let Link::Ws { wire, .. } = &mut connection.link else { break 'gone true };
-                let closing = match connection.stage {
-                    Stage::Opening(_) => return Step::Waits,
-                    Stage::Open(_) => false,
-                    Stage::Closing { .. } if !is_flushed => return Step::Waits,
-                    Stage::Closing { .. } => true,
-                };
-                if connection.forwards {
-                    return Step::Waits;
-                }
-                // Our direction ends first; the peer's is read out, or closing would reset the connection and the last
-                // frames could be lost.
-                if closing && Pin::new(&mut *wire).poll_shutdown(cx).is_pending() {
-                    return Step::Waits;
-                }
-                if *reads == 0 {
-                    return Step::Again;
-                }
-                *reads -= 1;
-                let mut scratch = self.scratch.borrow_mut();
-                let mut buffer = ReadBuf::new(&mut scratch);
-                match Pin::new(wire).poll_read(cx, &mut buffer) {
-                    Poll::Pending => return Step::Waits,
-                    Poll::Ready(Err(_)) => break 'gone true,
-                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => break 'gone true,
-                    Poll::Ready(Ok(())) if closing => *bytes += buffer.filled().len(),
-                    Poll::Ready(Ok(())) => {
-                        *bytes += buffer.filled().len();
-                        connection.bytes(shared, now_ms, buffer.filled_mut(), ups);
-                    }
-                }
-            }
-        };
-        if gone {
-            self.remove(key);
-        }
-        Step::Gone
     }
 
     /// Hands frames up, in order, at the end of this turn of the lane. Waits where an owner has no room; writing goes on

@@ -34,27 +34,17 @@ pub(crate) struct Turn {
 }
 
 /// Connections that wait to be looked at.
+#[derive(Default)]
 pub(crate) struct Ready {
     pub turns: VecDeque<Turn>,
     /// Those whose peers have ended their direction, or to whom nothing can be written any more: when thousands leave at once, who stays
     /// does not wait behind them.
     pub leaving: VecDeque<Turn>,
-    /// Since when there are such.
-    pub leaving_since: Option<Instant>,
-    /// When the last of them were looked at.
-    pub looked_at: Instant,
+    /// Since when there are always some of them, and when some were looked at last.
+    pub leaving_since: Option<(Instant, Instant)>,
 }
 
 impl Ready {
-    pub fn new() -> Self {
-        Self {
-            turns: VecDeque::new(),
-            leaving: VecDeque::new(),
-            leaving_since: None,
-            looked_at: Instant::now(),
-        }
-    }
-
     fn push(&mut self, turn: Turn) {
         if turn.is_hung_up { &mut self.leaving } else { &mut self.turns }.push_back(turn);
     }

@@ -1,6 +1,7 @@
 //! The turns of a lane's handshakes. A handshake costs a thousand times what a frame does, and when thousands of clients come
 //! back at once the sessions that are there must not wait behind them all. So a handshake works only in its turn: one at a
-//! time, in the order in which they ask, and after [`WORK_MAX`] of such work everything else on the lane has a pass.
+//! time, in the order in which they ask, and after [`WORK_MAX`] of such work everything else on the lane has a pass. While thousands
+//! leave nobody has one.
 
 use std::{
     cell::Cell,

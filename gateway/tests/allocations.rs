@@ -6,15 +6,16 @@ mod kit;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    io::{Read as _, Write as _},
     net::TcpStream,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
-use fanfare_proto::ws::{Opcode, client_frame};
-use kit::{CHANNEL, House};
+use kit::{
+    CHANNEL, House,
+    blocking::{message, session},
+};
 
 struct Counting;
 
@@ -43,39 +44,6 @@ const READERS: u64 = 2_000;
 /// Fan-outs that are counted.
 const ROUNDS: u64 = 50;
 const TEXT_BYTES: usize = 100;
-
-/// A session in the audience, on a blocking socket.
-fn session(house: &House, user: u64) -> TcpStream {
-    let mut stream = TcpStream::connect(house.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let address = house.address().to_string();
-    stream.write_all(&kit::ws::request(&address).encode().unwrap()).unwrap();
-    let mut answer = [0; 512];
-    assert!(stream.read(&mut answer).unwrap() > 0);
-    let mut bytes = Vec::new();
-    client_frame(Opcode::Binary, &house.hello(user), [1; 4], &mut bytes);
-    client_frame(Opcode::Binary, &kit::sync(), [1; 4], &mut bytes);
-    stream.write_all(&bytes).unwrap();
-    // WELCOME and SYNCED.
-    for _ in 0..2 {
-        message(&mut stream);
-    }
-    stream
-}
-
-/// Reads one message of the server; its bytes.
-fn message(stream: &mut TcpStream) -> usize {
-    let mut header = [0; 4];
-    stream.read_exact(&mut header[..2]).unwrap();
-    let mut length = usize::from(header[1]);
-    if length == 126 {
-        stream.read_exact(&mut header[2..4]).unwrap();
-        length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    }
-    let mut payload = [0; 16 * 1024];
-    stream.read_exact(&mut payload[..length]).unwrap();
-    length
-}
 
 /// Fans out and reads with all; blocks that were allocated on the way.
 fn rounds(house: &House, sockets: &mut [TcpStream], frames: &[Bytes]) -> u64 {

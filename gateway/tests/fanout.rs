@@ -5,16 +5,13 @@
 mod kit;
 
 use std::{
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{TcpListener, TcpStream},
     time::Instant,
 };
 
-use fanfare_proto::{
-    link::Down,
-    ws::{Opcode, client_frame},
-};
-use kit::{CHANNEL, House};
+use fanfare_proto::link::Down;
+use kit::{CHANNEL, House, blocking::session};
 
 const READERS: u64 = 2_000;
 const ROUNDS: u64 = 100;
@@ -23,19 +20,6 @@ fn cpu_ms() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 10
-}
-
-fn session(house: &House, user: u64) -> TcpStream {
-    let mut stream = TcpStream::connect(house.address()).unwrap();
-    let address = house.address().to_string();
-    stream.write_all(&kit::ws::request(&address).encode().unwrap()).unwrap();
-    let mut answer = [0; 512];
-    assert!(stream.read(&mut answer).unwrap() > 0);
-    let mut bytes = Vec::new();
-    client_frame(Opcode::Binary, &house.hello(user), [1; 4], &mut bytes);
-    client_frame(Opcode::Binary, &kit::sync(), [1; 4], &mut bytes);
-    stream.write_all(&bytes).unwrap();
-    stream
 }
 
 #[test]

@@ -4,46 +4,14 @@
 
 mod kit;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-};
+use std::io::Read as _;
 
-use fanfare_proto::ws::{Opcode, client_frame};
-use kit::House;
+use kit::{House, blocking::session};
 
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
-/// A session on a blocking socket, which costs this process nothing but its file.
-fn session(house: &House, user: u64) -> TcpStream {
-    let mut stream = TcpStream::connect(house.address()).unwrap();
-    let address = house.address().to_string();
-    stream.write_all(&kit::ws::request(&address).encode().unwrap()).unwrap();
-    let mut answer = [0; 512];
-    assert!(stream.read(&mut answer).unwrap() > 0);
-    let mut hello = Vec::new();
-    client_frame(Opcode::Binary, &house.hello(user), [1; 4], &mut hello);
-    client_frame(Opcode::Binary, &kit::sync(), [1; 4], &mut hello);
-    stream.write_all(&hello).unwrap();
-    let mut seen = 0;
-    while seen < 2 {
-        // WELCOME and SYNCED, each in a message of its own.
-        let mut header = [0; 4];
-        stream.read_exact(&mut header[..2]).unwrap();
-        let mut length = usize::from(header[1]);
-        if length == 126 {
-            stream.read_exact(&mut header[2..4]).unwrap();
-            length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        }
-        let mut payload = vec![0; length];
-        stream.read_exact(&mut payload).unwrap();
-        seen += 1;
-    }
-    stream
 }
 
 #[test]

@@ -8,14 +8,14 @@ mod kit;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     collections::BTreeMap,
-    io::{Read as _, Write as _},
-    net::TcpStream,
     sync::atomic::{AtomicIsize, Ordering},
     time::Duration,
 };
 
-use fanfare_proto::ws::{Opcode, client_frame};
-use kit::House;
+use kit::{
+    House,
+    blocking::{message, session},
+};
 
 /// Blocks by size; larger ones are counted together.
 const SIZES: usize = 32 * 1024;
@@ -48,37 +48,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
-
-/// A session on a blocking socket, which holds no heap here.
-fn session(house: &House, user: u64) -> TcpStream {
-    let mut stream = TcpStream::connect(house.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let address = house.address().to_string();
-    stream.write_all(&kit::ws::request(&address).encode().unwrap()).unwrap();
-    let mut answer = [0; 512];
-    assert!(stream.read(&mut answer).unwrap() > 0);
-    let mut hello = Vec::new();
-    client_frame(Opcode::Binary, &house.hello(user), [1; 4], &mut hello);
-    client_frame(Opcode::Binary, &kit::sync(), [1; 4], &mut hello);
-    stream.write_all(&hello).unwrap();
-    // WELCOME and SYNCED.
-    for _ in 0..2 {
-        message(&mut stream);
-    }
-    stream
-}
-
-fn message(stream: &mut TcpStream) {
-    let mut header = [0; 4];
-    stream.read_exact(&mut header[..2]).unwrap();
-    let mut length = usize::from(header[1]);
-    if length == 126 {
-        stream.read_exact(&mut header[2..4]).unwrap();
-        length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    }
-    let mut payload = [0; 4096];
-    stream.read_exact(&mut payload[..length]).unwrap();
-}
 
 fn forget(house: &House) {
     std::thread::sleep(Duration::from_millis(300));
@@ -133,10 +102,7 @@ fn an_idle_websocket_holds_what_the_table_says() {
     for _ in 0..200 {
         house.router.deliver("something that everybody is told");
         for socket in &mut sockets {
-            let mut two = [0; 2];
-            socket.read_exact(&mut two).unwrap();
-            let mut payload = [0; 125];
-            socket.read_exact(&mut payload[..usize::from(two[1])]).unwrap();
+            message(socket);
         }
     }
     forget(&house);

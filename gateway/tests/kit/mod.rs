@@ -1,6 +1,7 @@
 //! What the tests of the gateway share: a router that only pretends, tokens, and clients that can misbehave.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod blocking;
 pub mod quic;
 pub mod router;
 pub mod token;

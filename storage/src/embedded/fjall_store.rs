@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -59,9 +59,8 @@ pub struct FjallStore {
     keyspaces: RwLock<Option<Keyspaces>>,
     /// A write failed and fjall refuses further ones until it is opened again.
     poisoned: AtomicBool,
-    /// When there was too little room last, milliseconds since `began`, at least 1; 0: what failed since was not for lack of it.
-    low_ms: AtomicU64,
-    began: Instant,
+    /// When there was too little room last; `None` where what fails is not for lack of it.
+    low_at: Mutex<Option<Instant>>,
     /// Per sink: the database was opened again since its last flush, and what was put before may be gone.
     reopened: [AtomicBool; 4],
     /// Lists are read, compared and written by one at a time.
@@ -123,8 +122,7 @@ impl FjallStore {
             options: options.clone(),
             keyspaces: RwLock::new(Some(keyspaces)),
             poisoned: AtomicBool::new(false),
-            low_ms: AtomicU64::new(0),
-            began: Instant::now(),
+            low_at: Mutex::new(None),
             reopened: [const { AtomicBool::new(false) }; 4],
             lists_turn: Mutex::new(()),
             ends: Mutex::new(ends),
@@ -195,10 +193,7 @@ impl FjallStore {
         match persisted {
             Ok(()) => {
                 // Nothing has failed up to now; a while after the last shortage nothing will because of it.
-                let low_ms = self.low_ms.load(Ordering::SeqCst);
-                if low_ms > 0 && self.elapsed_ms().saturating_sub(low_ms) >= LOW_OVER.as_millis() as u64 {
-                    let _ = self.low_ms.compare_exchange(low_ms, 0, Ordering::SeqCst, Ordering::SeqCst);
-                }
+                self.low_at.lock().take_if(|at| at.elapsed() >= LOW_OVER);
                 Ok(())
             }
             Err(fjall::Error::Poisoned) => Err(self.of_write(&fjall::Error::Poisoned)),
@@ -250,12 +245,8 @@ impl FjallStore {
         Ok(())
     }
 
-    fn elapsed_ms(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
-    }
-
     fn note_low(&self) {
-        self.low_ms.store(self.elapsed_ms().max(1), Ordering::SeqCst);
+        *self.low_at.lock() = Some(Instant::now());
     }
 
     fn free_bytes(&self) -> Result<u64, StoreError> {
@@ -278,7 +269,7 @@ impl FjallStore {
             // still, which opening again reads back. Else a sync may have failed.
             fjall::Error::Poisoned => match self.free_bytes() {
                 Ok(free)
-                    if self.low_ms.load(Ordering::SeqCst) == 0
+                    if self.low_at.lock().is_none()
                         && free >= self.options.reserve_bytes.saturating_mul(2).max(LOW_BYTES) =>
                 {
                     StoreError::SyncFailed("a write of the content store failed in the background".to_owned())
@@ -323,7 +314,7 @@ impl FjallStore {
         }
         // Its lock and its threads have to go first.
         *keyspaces = None;
-        self.low_ms.store(0, Ordering::SeqCst);
+        *self.low_at.lock() = None;
         *keyspaces = Some(open(&self.path, &self.options)?);
         self.poisoned.store(false, Ordering::SeqCst);
         Ok(())
