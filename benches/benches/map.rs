@@ -163,7 +163,7 @@ fn connection(criterion: &mut Criterion) {
 /// From a channel to its members on a lane, once for all of them, and one member's coming and going.
 fn audience(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("map/members of a channel");
-    let mut audience = audience::Audience::default();
+    let mut audience = audience::Audience::<()>::default();
     for channel in 1..=100 {
         for slot in 0..MEMBERS {
             audience.add(ChannelId(channel), Handle::new(0, slot, 1), Tier::Active);

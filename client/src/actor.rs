@@ -9,10 +9,10 @@ use std::{
 };
 
 use fanfare_proto::{
-    ChannelId, Code, Frame, Seq, SessionId, UserId,
+    ChannelId, Code, Frame, FrameType, Seq, SessionId, UserId,
     error::Policy,
     session::client::{ClientSession, Defect, DeviceState, Ended, Event as Told, SessionOptions},
-    wire::{self, Role, entry::Content},
+    wire::{self, Attention, Role, entry::Content},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -27,6 +27,7 @@ use crate::{
     gaps::{Gaps, new_entries},
     keep::Keeper,
     random,
+    screen::{Screen, Watched},
     sending::{Echoes, Outgoing, SendQueue, Sent},
     store::{Installation, StoreError},
     target::{Discovery, Target},
@@ -41,7 +42,12 @@ pub(crate) enum Command {
     Ask(Question, Reply),
     Read(ChannelId, Seq, u64),
     Typing(ChannelId, bool),
-    Screen(wire::State),
+    /// The app came on screen, or left it, and shows these channels.
+    Screen(Attention, Vec<ChannelId>),
+    /// Another channel is watched, or one no more.
+    Watch,
+    /// The user opened the channel by a push notification.
+    Tapped(ChannelId),
     Close(oneshot::Sender<DeviceState>),
 }
 
@@ -65,6 +71,7 @@ pub(crate) struct Settings {
 pub(crate) struct Shared {
     pub channels: Mutex<HashMap<ChannelId, Arc<wire::ChannelState>>>,
     pub echoes: Mutex<Echoes>,
+    pub watched: Watched,
 }
 
 pub(crate) struct Actor {
@@ -87,6 +94,8 @@ pub(crate) struct Actor {
     pub moved_to: Option<Target>,
     /// What changed since it was told and kept.
     pub changed: Changed,
+    /// What the user sees.
+    pub screen: Screen,
     /// The store could not be opened: nothing is tried.
     pub unusable: Option<StoreError>,
 }
@@ -143,6 +152,7 @@ impl Actor {
             };
             self.sends.disconnected();
             self.questions.disconnected();
+            self.screen.disconnected();
             let mut rest = Vec::new();
             self.gaps.disconnected(&mut |event| rest.push(event));
             rest.into_iter().for_each(|event| self.tell_any(event));
@@ -233,7 +243,8 @@ impl Actor {
 
     async fn open(&mut self) -> Result<Connection, Leave> {
         let resume = !self.device.resume.is_empty() && !self.fresh_token;
-        let opening = open(self.settings.clone(), self.device.clone(), resume, self.moved_to.take());
+        let screen = self.screen.begin();
+        let opening = open(self.settings.clone(), self.device.clone(), resume, self.moved_to.take(), screen);
         tokio::pin!(opening);
         loop {
             tokio::select! {
@@ -276,6 +287,7 @@ impl Actor {
                 self.sends.deadline(),
                 self.questions.deadline(),
                 self.gaps.deadline(),
+                self.screen.deadline(),
                 self.keeper.deadline(),
                 move_at,
             ];
@@ -357,6 +369,14 @@ impl Actor {
             self.written(Err(error));
         }
         self.questions.pump(session, now);
+        for channel in self.screen.pump(session) {
+            // What was told of while it was not on screen is fetched now.
+            if let Some(log) = session.log(channel)
+                && !log.held.missing(log.position, log.tip()).is_empty()
+            {
+                self.gaps.add(channel, log.position, log.tip());
+            }
+        }
         self.gaps.pump(session);
         for (channel, (seq, ordinal, sent)) in &mut self.reads {
             if !*sent && session.mark_read(*channel, *seq, *ordinal).is_ok() {
@@ -397,9 +417,10 @@ impl Actor {
             Command::Typing(channel, stopped) => {
                 let _ = session.map(|session| session.typing(channel, stopped));
             }
-            Command::Screen(state) => {
-                let _ = session.map(|session| session.state(&state));
-            }
+            Command::Screen(attention, visible) => self.screen.show(attention, visible),
+            // Looked at before anything is sent.
+            Command::Watch => {}
+            Command::Tapped(channel) => self.screen.tap(channel),
             Command::Close(_) => {}
         }
     }
@@ -427,6 +448,21 @@ impl Actor {
                 self.tell_entry(entry);
             }
             Told::Gap { channel, after, head } => self.gaps.add(channel, after, head),
+            Told::Notified { channel, after, head, ordinal } => {
+                let is_missing =
+                    session.log(channel).is_some_and(|log| !log.held.missing(after, head).is_empty());
+                if is_missing && self.screen.shows(channel) {
+                    self.gaps.add(channel, after, head);
+                }
+                let mut channels = self.shared.channels.lock();
+                if let Some(state) = channels.get_mut(&channel)
+                    && state.head < head
+                {
+                    let state = Arc::make_mut(state);
+                    (state.head, state.ordinal) = (head, state.ordinal.max(ordinal));
+                    self.changed.states.insert(channel);
+                }
+            }
             Told::Defect { channel, kind, after, before } => {
                 tracing::warn!(%channel, ?kind, after, before, "the server broke a rule");
                 if kind != Defect::EpochFell {
@@ -507,6 +543,7 @@ impl Actor {
             Told::Typing { channel, typing } => {
                 self.tell(Event::Typing { channel, user: typing.user.into(), stopped: typing.stopped });
             }
+            Told::Failed(error) if error.frame_type == FrameType::State as u32 => self.screen.refused(),
             Told::Failed(error) => {
                 self.tell(Event::Failed { code: Code(error.code as u16), text: error.text })
             }
@@ -630,6 +667,7 @@ async fn open(
     device: DeviceState,
     resume: bool,
     moved_to: Option<Target>,
+    screen: wire::State,
 ) -> Result<Connection, Ended> {
     let mut trust = settings.trust.clone();
     let target = if settings.url.starts_with("http://") {
@@ -658,6 +696,7 @@ async fn open(
         device_name: settings.device_name.clone(),
         agent: settings.agent.clone(),
         sync: Some(settings.window),
+        screen: Some(screen),
         seed: random(),
     };
     let session = ClientSession::new(device, session_options, now_ms());

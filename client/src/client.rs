@@ -20,6 +20,7 @@ use crate::{
     gaps::Gaps,
     keep::Keeper,
     random,
+    screen::Screen,
     sending::{Outgoing, Permits, QUEUE_MAX, SendError, SendHandle, SendQueue, WINDOW_MAX},
     store::{MemoryStore, Saved, Store},
     tls::Trust,
@@ -188,6 +189,7 @@ impl Builder {
             fresh_token: false,
             moved_to: None,
             changed: Default::default(),
+            screen: Screen::new(shared.watched.clone()),
             unusable,
         };
         let task = tokio::spawn(actor.run());
@@ -489,10 +491,21 @@ impl Client {
         self.hint(Command::Typing(channel, stopped));
     }
 
-    /// Says what the screen shows.
+    /// Says what the screen shows: whether the app is on it, as it is at first, and which channels (at most 16 count, those that are watched
+    /// included). Entries of a channel on screen come at once, and what was missed of it is fetched; of others the less active a
+    /// user is the later they come, and in the end only the head and the count of messages ([`Event::ChannelChanged`]).
     pub fn screen(&self, attention: wire::Attention, visible: &[ChannelId]) {
-        let visible = visible.iter().map(|channel| channel.0).collect();
-        self.hint(Command::Screen(wire::State { attention: attention.into(), visible }));
+        self.hint(Command::Screen(attention, visible.to_vec()));
+    }
+
+    /// Says that the user came by tapping a push notification of that channel.
+    pub fn tapped(&self, channel: ChannelId) {
+        self.hint(Command::Tapped(channel));
+    }
+
+    pub(crate) fn watching(&self, channel: ChannelId, more: bool) {
+        self.inner.shared.watched.change(channel, more);
+        self.hint(Command::Watch);
     }
 
     fn hint(&self, command: Command) {

@@ -10,6 +10,7 @@ pub mod error;
 pub mod event;
 mod gaps;
 mod keep;
+mod screen;
 mod sending;
 pub mod store;
 pub mod target;

@@ -52,8 +52,9 @@ impl Channel {
     pub async fn watch_from(&self, messages: u32) -> Result<Watch, RequestError> {
         // First the stream, then the snapshot: what comes between is in both, and dropped from the stream.
         let events = self.client.events();
+        let shown = Shown::new(self.client.clone(), self.id);
         let snapshot = self.client.history(self.id, 0, messages).await?;
-        Ok(Watch { id: self.id, first: snapshot.first, last: snapshot.last, snapshot, events })
+        Ok(Watch { id: self.id, first: snapshot.first, last: snapshot.last, snapshot, events, _shown: shown })
     }
 
     /// Sends a text.
@@ -101,6 +102,27 @@ pub struct Watch {
     first: Seq,
     last: Seq,
     events: Events,
+    _shown: Shown,
+}
+
+/// For as long as it is there, the channel counts as on screen.
+#[derive(Debug)]
+struct Shown {
+    client: Client,
+    id: ChannelId,
+}
+
+impl Shown {
+    fn new(client: Client, id: ChannelId) -> Self {
+        client.watching(id, true);
+        Self { client, id }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.client.watching(self.id, false);
+    }
 }
 
 impl Watch {

@@ -3,6 +3,9 @@
 //! A member is 8 bytes: slot and tier in one word, and the connection's generation, so that a slot that was given to
 //! somebody else never gets what was meant for its former holder. Members of connections that ended go when they are met,
 //! or all at once when they are the most.
+//!
+//! Frames that may wait ([`Later`]) go to a channel's members in slices, from the end of its list: who has not been given them yet stands
+//! before a mark, and whoever is taken out or changes its tier leaves that part first. So each gets what was meant for it, once.
 
 use fanfare_proto::{
     ids::ChannelId,
@@ -36,16 +39,45 @@ impl Member {
     pub fn is_in(self, tiers: Tiers) -> bool {
         tiers.0 >> (self.slot_and_tier & 7) & 1 != 0
     }
+
+    fn tier(self) -> usize {
+        (self.slot_and_tier & 7) as usize
+    }
 }
 
-#[derive(Debug, Default)]
-struct Members {
+/// Frames on their way to a channel's members.
+#[derive(Debug)]
+struct Later<F> {
+    what: F,
+    tiers: Tiers,
+    /// Members before this place have not been given it.
+    left: usize,
+}
+
+/// How far a slice came.
+#[derive(Debug)]
+pub(crate) enum Slice {
+    /// There are members left.
+    More,
+    /// Everybody has it.
+    Done,
+}
+
+#[derive(Debug)]
+struct Members<F> {
     list: Vec<Member>,
     /// Slot to place in the list, while there are many.
     index: Option<Box<HashMap<u32, u32, foldhash::fast::RandomState>>>,
+    later: Option<Box<Later<F>>>,
 }
 
-impl Members {
+impl<F> Default for Members<F> {
+    fn default() -> Self {
+        Self { list: Vec::new(), index: None, later: None }
+    }
+}
+
+impl<F> Members<F> {
     fn find(&self, slot: u32) -> Option<usize> {
         match &self.index {
             Some(index) => index.get(&slot).map(|place| *place as usize),
@@ -67,7 +99,30 @@ impl Members {
         }
     }
 
+    fn swap(&mut self, one: usize, other: usize) {
+        if one == other {
+            return;
+        }
+        self.list.swap(one, other);
+        if let Some(index) = &mut self.index {
+            index.insert(self.list[one].slot(), one as u32);
+            index.insert(self.list[other].slot(), other as u32);
+        }
+    }
+
+    /// Takes a member out of those who are still to be given what waits. Gives its place, and whether it was one of them.
+    fn part(&mut self, place: usize) -> (usize, bool) {
+        let Some(later) = self.later.as_mut().filter(|later| place < later.left) else {
+            return (place, false);
+        };
+        later.left -= 1;
+        let (last, is_due) = (later.left, self.list[place].is_in(later.tiers));
+        self.swap(place, last);
+        (last, is_due)
+    }
+
     fn remove(&mut self, place: usize) {
+        let (place, _) = self.part(place);
         let gone = self.list.swap_remove(place);
         if let Some(index) = &mut self.index {
             index.remove(&gone.slot());
@@ -84,27 +139,40 @@ impl Members {
     }
 }
 
-/// All channels' members on one lane.
-#[derive(Debug, Default)]
-pub(crate) struct Audience {
-    channels: HashMap<ChannelId, Members, foldhash::fast::RandomState>,
+/// All channels' members on one lane. `F` is what may be on its way to a channel's members.
+#[derive(Debug)]
+pub(crate) struct Audience<F> {
+    channels: HashMap<ChannelId, Members<F>, foldhash::fast::RandomState>,
     members: usize,
     stale: usize,
+    /// By tier.
+    tiers: [u32; Tier::ALL.len()],
 }
 
-impl Audience {
+impl<F> Default for Audience<F> {
+    fn default() -> Self {
+        Self { channels: HashMap::default(), members: 0, stale: 0, tiers: Default::default() }
+    }
+}
+
+impl<F> Audience<F> {
     /// Adds a connection, or changes its tier. Says whether it is new.
     pub fn add(&mut self, channel: ChannelId, handle: Handle, tier: Tier) -> bool {
         let members = self.channels.entry(channel).or_default();
         let member = Member::new(handle, tier);
         match members.find(handle.slot()) {
             Some(place) => {
+                // Who was due for what waits was given it before this.
+                let (place, _) = members.part(place);
                 let known = std::mem::replace(&mut members.list[place], member);
+                self.tiers[known.tier()] -= 1;
+                self.tiers[member.tier()] += 1;
                 known.generation != member.generation
             }
             None => {
                 members.push(member);
                 self.members += 1;
+                self.tiers[member.tier()] += 1;
                 true
             }
         }
@@ -117,12 +185,71 @@ impl Audience {
         let Some(place) = place.filter(|place| members.list[*place].generation == handle.generation()) else {
             return false;
         };
+        self.tiers[members.list[place].tier()] -= 1;
         members.remove(place);
         self.members -= 1;
         if members.list.is_empty() {
             self.channels.remove(&channel);
         }
         true
+    }
+
+    /// Puts frames in the way of a channel's members, who have none on their way: see [`Self::slice`]. Says whether there is anybody.
+    pub fn give_later(&mut self, channel: ChannelId, tiers: Tiers, what: F) -> bool {
+        let Some(members) = self.channels.get_mut(&channel) else { return false };
+        members.later = Some(Box::new(Later { what, tiers, left: members.list.len() }));
+        true
+    }
+
+    #[cfg(test)]
+    /// Whether frames are on their way to that channel's members.
+    pub fn has_later(&self, channel: ChannelId) -> bool {
+        self.channels.get(&channel).is_some_and(|members| members.later.is_some())
+    }
+
+    /// A member is to be given something else, or to be served otherwise: what is on its way to it, which it is given now.
+    pub fn due_now(&mut self, channel: ChannelId, handle: Handle) -> Option<&F> {
+        let members = self.channels.get_mut(&channel)?;
+        members.later.as_ref()?;
+        let place = members.find(handle.slot())?;
+        if members.list[place].generation != handle.generation() {
+            return None;
+        }
+        let (_, is_due) = members.part(place);
+        members.later.as_ref().map(|later| &later.what).filter(|_| is_due)
+    }
+
+    /// Calls for so many of the members that are due for what is on its way; as in [`Self::each`] those who are gone are taken out.
+    pub fn slice(
+        &mut self,
+        channel: ChannelId,
+        mut most: usize,
+        mut served: impl FnMut(&F, Member) -> bool,
+    ) -> Slice {
+        let Some(members) = self.channels.get_mut(&channel) else { return Slice::Done };
+        let Some(mut later) = members.later.take() else { return Slice::Done };
+        while most > 0 && later.left > 0 {
+            later.left -= 1;
+            let member = members.list[later.left];
+            if !member.is_in(later.tiers) {
+                continue;
+            }
+            most -= 1;
+            if !served(&later.what, member) {
+                members.remove(later.left);
+                self.members -= 1;
+                self.tiers[member.tier()] -= 1;
+                self.stale = self.stale.saturating_sub(1);
+            }
+        }
+        if later.left > 0 {
+            members.later = Some(later);
+            return Slice::More;
+        }
+        if members.list.is_empty() {
+            self.channels.remove(&channel);
+        }
+        Slice::Done
     }
 
     /// How many of a channel are here, those included that have just gone.
@@ -138,6 +265,7 @@ impl Audience {
             if !member.is_in(tiers) || served(member) {
                 place += 1;
             } else {
+                self.tiers[member.tier()] -= 1;
                 members.remove(place);
                 self.members -= 1;
                 self.stale = self.stale.saturating_sub(1);
@@ -156,9 +284,15 @@ impl Audience {
 
     /// Takes out all members whose connection ended.
     pub fn compact(&mut self, is_live: impl Fn(Member) -> bool) {
-        let mut left = 0;
+        let (mut left, mut tiers) = (0, [0; Tier::ALL.len()]);
         self.channels.retain(|_, members| {
+            if let Some(later) = &mut members.later {
+                later.left = members.list[..later.left].iter().filter(|member| is_live(**member)).count();
+            }
             members.list.retain(|member| is_live(*member));
+            for member in &members.list {
+                tiers[member.tier()] += 1;
+            }
             members.list.shrink_to_fit();
             members.index = None;
             if members.list.len() > INDEXED_ABOVE {
@@ -169,7 +303,12 @@ impl Audience {
             left += members.list.len();
             !members.list.is_empty()
         });
-        (self.members, self.stale) = (left, 0);
+        (self.members, self.stale, self.tiers) = (left, 0, tiers);
+    }
+
+    /// Memberships by tier, as [`Tier::ALL`].
+    pub fn by_tier(&self) -> [u32; Tier::ALL.len()] {
+        self.tiers
     }
 
     /// Memberships held.
@@ -191,7 +330,7 @@ mod tests {
         Handle::new(0, slot, generation)
     }
 
-    fn slots(audience: &mut Audience, tiers: Tiers) -> Vec<u32> {
+    fn slots(audience: &mut Audience<()>, tiers: Tiers) -> Vec<u32> {
         let mut slots = Vec::new();
         audience.each(ChannelId(1), tiers, |member| {
             slots.push(member.slot());
@@ -203,7 +342,7 @@ mod tests {
 
     #[test]
     fn members_come_and_go_at_any_size() {
-        let mut audience = Audience::default();
+        let mut audience = Audience::<()>::default();
         for slot in 0..1_000 {
             assert!(audience.add(ChannelId(1), handle(slot, 1), Tier::Active));
             assert!(!audience.add(ChannelId(1), handle(slot, 1), Tier::Active));
@@ -223,7 +362,7 @@ mod tests {
 
     #[test]
     fn tiers_choose_and_change() {
-        let mut audience = Audience::default();
+        let mut audience = Audience::<()>::default();
         audience.add(ChannelId(1), handle(1, 1), Tier::Visible);
         audience.add(ChannelId(1), handle(2, 1), Tier::Passive);
         assert_eq!(slots(&mut audience, Tiers(0b0011)), [1]);
@@ -233,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_former_holder_of_a_slot_is_nobody() {
-        let mut audience = Audience::default();
+        let mut audience = Audience::<()>::default();
         audience.add(ChannelId(1), handle(1, 1), Tier::Active);
         assert!(!audience.remove(ChannelId(1), handle(1, 2)));
         assert!(audience.add(ChannelId(1), handle(1, 2), Tier::Active));
@@ -244,7 +383,7 @@ mod tests {
 
     #[test]
     fn ended_connections_are_compacted_when_they_are_the_most() {
-        let mut audience = Audience::default();
+        let mut audience = Audience::<()>::default();
         for slot in 0..10_000 {
             audience.add(ChannelId(1), handle(slot, 1), Tier::Active);
         }
@@ -256,5 +395,87 @@ mod tests {
         audience.compact(|member| member.slot() >= 5_001);
         assert_eq!(audience.members(), 4_999);
         assert!(audience.remove(ChannelId(1), handle(9_999, 1)));
+    }
+
+    /// Slices between changes of every kind, against a model that gives everybody everything in the moment it comes.
+    #[test]
+    fn what_goes_in_slices_reaches_those_it_was_meant_for_once() {
+        for seed in 0..200u64 {
+            let mut random = seed;
+            let mut next = move |most: u64| {
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 33) % most
+            };
+            let (mut audience, channel) = (Audience::<u32>::default(), ChannelId(1));
+            let mut tiers: std::collections::BTreeMap<u32, Tier> = Default::default();
+            let (mut given, mut expected) = (Vec::new(), Vec::new());
+            let mut dead = std::collections::BTreeSet::new();
+            let mut sent = 0;
+            for _ in 0..400 {
+                let slot = next(300) as u32;
+                let tier = Tier::ALL[next(5) as usize];
+                match next(6) {
+                    0 | 1 if !dead.contains(&slot) => {
+                        if audience.due_now(channel, handle(slot, 1)).is_some() {
+                            given.push((sent, slot));
+                        }
+                        audience.add(channel, handle(slot, 1), tier);
+                        tiers.insert(slot, tier);
+                    }
+                    2 if !dead.contains(&slot) => {
+                        if audience.due_now(channel, handle(slot, 1)).is_some() {
+                            given.push((sent, slot));
+                        }
+                        assert_eq!(audience.remove(channel, handle(slot, 1)), tiers.remove(&slot).is_some());
+                    }
+                    3 if !audience.has_later(channel) => {
+                        sent += 1;
+                        let to = if next(2) == 0 { Tiers::WARM } else { Tiers(0b1_1000) };
+                        if audience.give_later(channel, to, sent) {
+                            let meant = tiers.iter().filter(|(_, tier)| to.contains(**tier));
+                            expected.extend(meant.map(|(slot, _)| (sent, *slot)));
+                        }
+                    }
+                    4 if dead.len() < 40 => {
+                        // Its connection ended: nobody says so.
+                        if tiers.remove(&slot).is_some() {
+                            dead.insert(slot);
+                            audience.ended(1);
+                            if next(4) == 0 {
+                                audience.compact(|member| !dead.contains(&member.slot()));
+                            }
+                        }
+                    }
+                    _ => {
+                        audience.slice(channel, next(40) as usize + 1, |_, member| {
+                            let is_live = !dead.contains(&member.slot());
+                            if is_live {
+                                given.push((sent, member.slot()));
+                            }
+                            is_live
+                        });
+                    }
+                }
+            }
+            while let Slice::More = audience.slice(channel, 7, |_, member| {
+                let is_live = !dead.contains(&member.slot());
+                if is_live {
+                    given.push((sent, member.slot()));
+                }
+                is_live
+            }) {}
+            // Who died or was taken out meanwhile may have been meant and not reached.
+            given.sort_unstable();
+            expected.sort_unstable();
+            assert!(given.windows(2).all(|pair| pair[0] != pair[1]), "seed {seed}: somebody got it twice");
+            assert!(given.iter().all(|one| expected.contains(one)), "seed {seed}: not meant for all");
+            let missed = expected.iter().filter(|one| !given.contains(one) && !dead.contains(&one.1));
+            assert_eq!(missed.count(), 0, "seed {seed}");
+            audience.compact(|member| !dead.contains(&member.slot()));
+            let mut by_tier = [0; 5];
+            tiers.values().for_each(|tier| by_tier[*tier as usize] += 1);
+            assert_eq!(audience.by_tier(), by_tier, "seed {seed}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! read into the lane's one scratch buffer), and the sweep. A pass takes everything that is in the inbox, gathers, gives buffers to
 //! their readers and then writes each reader once: so batches grow by themselves while the lane is busy. A QUIC connection has a task.
 
+mod later;
 mod look;
 
 use std::{
@@ -19,9 +20,10 @@ use fanfare_proto::{
     error::Code,
     header::{FrameType, Header},
     ids::ChannelId,
-    link::{AudienceChange, Down, Handle, Up},
+    link::{AudienceChange, Down, Handle, Tier, Up},
     session::server,
 };
+use later::{Credit, Laters};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior},
@@ -100,12 +102,13 @@ struct Ups {
 
 struct State {
     connections: Slots<Connection>,
-    audience: Audience,
+    audience: Audience<Gathered>,
     gathers: Gathers,
     /// Slots with something to write.
     dirty: Vec<u32>,
     /// Those that are written behind all others.
     late: Vec<u32>,
+    later: Laters,
     next_generation: u32,
     /// Everybody is sent away; when the lane ends at the latest.
     closing_by_ms: Option<u64>,
@@ -113,6 +116,7 @@ struct State {
     buffers_out: u64,
     entries_out: u64,
     bytes_out: u64,
+    sends_out: u64,
     /// At the last sweep.
     waiting_bytes: u64,
     meters: Meters,
@@ -128,6 +132,8 @@ struct Meters {
     buffers_out: metrics::Counter,
     entries_out: metrics::Counter,
     bytes_out: metrics::Counter,
+    sends_out: metrics::Counter,
+    members: [metrics::Gauge; Tier::ALL.len()],
 }
 
 impl Meters {
@@ -141,7 +147,11 @@ impl Meters {
             frames_in: metrics::counter!("fanfare_gateway_frames_in_total", "lane" => lane.clone()),
             buffers_out: metrics::counter!("fanfare_gateway_buffers_out_total", "lane" => lane.clone()),
             entries_out: metrics::counter!("fanfare_gateway_entries_out_total", "lane" => lane.clone()),
-            bytes_out: metrics::counter!("fanfare_gateway_bytes_out_total", "lane" => lane),
+            bytes_out: metrics::counter!("fanfare_gateway_bytes_out_total", "lane" => lane.clone()),
+            sends_out: metrics::counter!("fanfare_gateway_sends_total", "lane" => lane.clone()),
+            members: Tier::ALL.map(|tier| {
+                metrics::gauge!("fanfare_gateway_members", "lane" => lane.clone(), "tier" => tier.name())
+            }),
         }
     }
 }
@@ -154,12 +164,14 @@ impl Lane {
             gathers: Gathers::default(),
             dirty: Vec::new(),
             late: Vec::new(),
+            later: Laters::default(),
             next_generation: 1,
             closing_by_ms: None,
             handed_on: Vec::new(),
             buffers_out: 0,
             entries_out: 0,
             bytes_out: 0,
+            sends_out: 0,
             waiting_bytes: 0,
             meters: Meters::new(number),
         };
@@ -187,7 +199,10 @@ impl Lane {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut items, mut ready) = (Vec::new(), Ready::default());
         loop {
-            let closing = self.state.borrow().closing_by_ms.is_some();
+            let (closing, has_later) = {
+                let state = self.state.borrow();
+                (state.closing_by_ms.is_some(), !state.later.is_empty())
+            };
             let acks_since = self.ups.borrow().acks_since;
             let acks_due = acks_since.unwrap_or_else(Instant::now) + ACKS_WAIT;
             tokio::select! {
@@ -197,6 +212,7 @@ impl Lane {
                 () = tokio::time::sleep_until(acks_due), if acks_since.is_some() => {}
                 _ = sweep.tick() => self.guarded(|| self.sweep()),
                 () = tokio::time::sleep(Duration::from_millis(10)), if closing => {}
+                () = tokio::task::yield_now(), if has_later => {}
             }
             if self.look(&mut ready) {
                 // Without it a lane that always has something ready would leave handshakes, QUIC and timers out.
@@ -211,6 +227,8 @@ impl Lane {
                     self.look(&mut ready);
                 }
             }
+            // What may wait goes where nothing else is there to be done, a slice at a time.
+            self.guarded(|| self.slice());
             if items.capacity() > INBOX_KEPT {
                 items = Vec::new();
             }
@@ -295,6 +313,12 @@ impl Lane {
         match item {
             Item::Down { owner, down, shared } => {
                 let mut state = self.state.borrow_mut();
+                if let Down::Fanout { channel, tiers, frames, .. } = &down
+                    && !tiers.is_at_once()
+                {
+                    let credit = Credit { owner, bytes: down.charge_bytes(), shared };
+                    return state.later(&self.shared, *channel, *tiers, frames, credit, now_ms);
+                }
                 let last = shared.is_none_or(|left| left.fetch_sub(1, Ordering::AcqRel) == 1);
                 if last {
                     state.count_credit(owner, down.charge_bytes());
@@ -393,6 +417,10 @@ impl Lane {
             meters.buffers_out.increment(buffers);
             meters.entries_out.increment(std::mem::take(&mut state.entries_out));
             meters.bytes_out.increment(bytes);
+            meters.sends_out.increment(std::mem::take(&mut state.sends_out));
+            for (gauge, members) in meters.members.iter().zip(state.audience.by_tier()) {
+                gauge.set(f64::from(members));
+            }
             meters.connections.set(state.connections.len() as f64);
             meters.memberships.set(state.audience.members() as f64);
             meters.channels.set(state.audience.channels() as f64);
@@ -604,7 +632,7 @@ impl State {
                 }
             }
             Down::Reply { handle, frames } => {
-                self.settle(shared, &frames, now_ms);
+                self.settle(shared, handle, &frames, now_ms);
                 let is_late = self.is_late(&frames);
                 let key = Key::from(handle);
                 let connection = self.connections.get_mut(key.slot);
@@ -625,6 +653,8 @@ impl State {
                     self.assign(shared, gathered, false, now_ms);
                 }
                 for change in changes {
+                    let (AudienceChange::Add(handle, _) | AudienceChange::Remove(handle)) = change;
+                    self.hurry(shared, channel, handle, now_ms);
                     self.change(channel, change);
                 }
             }
@@ -662,9 +692,9 @@ impl State {
 
     /// What a reply must not overtake goes to its readers first: gathered frames of the channels whose entries, heads or
     /// state the reply tells, and of all channels where it tells of all. Answers to requests have no order with entries.
-    fn settle(&mut self, shared: &Shared, frames: &[u8], now_ms: u64) {
+    fn settle(&mut self, shared: &Shared, handle: Handle, frames: &[u8], now_ms: u64) {
         let mut at = 0;
-        while !self.gathers.is_empty()
+        while !(self.gathers.is_empty() && self.later.is_empty())
             && let Ok(Some(header)) = Header::parse(frames.get(at..).unwrap_or_default())
         {
             use FrameType::{Channel, Deliver, Gap, Notify, Synced};
@@ -674,11 +704,13 @@ impl State {
                     for gathered in self.gathers.drain() {
                         self.assign(shared, gathered, false, now_ms);
                     }
+                    self.hurry_all(shared, handle, now_ms);
                 }
                 (Deliver | Notify | Gap | Channel, Some(routed)) => {
                     if let Some(gathered) = self.gathers.take(routed.channel) {
                         self.assign(shared, gathered, false, now_ms);
                     }
+                    self.hurry(shared, routed.channel, handle, now_ms);
                 }
                 _ => {}
             }
@@ -728,6 +760,7 @@ impl State {
             });
             true
         });
+        self.sends_out += if is_now { taken } else { 0 };
         self.buffers_out += taken;
         self.entries_out += taken * entries;
         self.bytes_out += taken * chunk.bytes.len() as u64;
@@ -740,6 +773,7 @@ impl State {
                 && connection.dirty == Dirty::Yes
             {
                 connection.dirty = Dirty::No;
+                self.sends_out += 1;
                 connection.flush(shared, now_ms);
             }
         }
@@ -752,6 +786,7 @@ impl State {
                 && connection.dirty == Dirty::Late
             {
                 connection.dirty = Dirty::No;
+                self.sends_out += 1;
                 connection.flush(shared, now_ms);
             }
         }

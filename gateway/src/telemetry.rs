@@ -6,6 +6,8 @@ use metrics::{Unit, describe_counter, describe_gauge};
 pub fn describe() {
     describe_gauge!("fanfare_gateway_connections", "Sessions and those opening, by lane");
     describe_gauge!("fanfare_gateway_memberships", "Places in channels' audiences, by lane");
+    describe_gauge!("fanfare_gateway_members", "Places in channels' audiences, by lane and tier");
+    describe_counter!("fanfare_gateway_sends_total", "Writes to connections, by lane");
     describe_gauge!("fanfare_gateway_channels", "Channels with an audience, by lane");
     describe_gauge!(
         "fanfare_gateway_waiting_bytes",

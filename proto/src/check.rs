@@ -299,7 +299,8 @@ impl Body for wire::State {
 
     fn check(&self, _: &Header) -> Result<(), Code> {
         value(self.attention, 2)?;
-        ids(&self.visible, limits::REPEATED_MAX)
+        require(self.tapped >> 63 == 0)?;
+        ids(&self.visible, limits::VISIBLE_MAX)
     }
 }
 

@@ -73,5 +73,7 @@ pub const RECEIPTS_PUSHED_MEMBERS_MAX: usize = 32;
 pub const MEMBERSHIP_AT_ONCE_MEMBERS_MAX: usize = 256;
 /// Members of one group.
 pub const MEMBERS_MAX: usize = 200_000;
+/// Channels that one session may have on its screen.
+pub const VISIBLE_MAX: usize = 16;
 /// Channels of one user.
 pub const CHANNELS_PER_USER_MAX: usize = 10_000;

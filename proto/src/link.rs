@@ -79,7 +79,7 @@ pub struct Origin {
     pub device: DeviceId,
 }
 
-/// How soon a member's session gets a channel's entries. Until tiers are computed every session is `Active`.
+/// How soon a member's session gets a channel's entries. A session that asked for full delivery is `Active` always.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Tier {
@@ -89,8 +89,26 @@ pub enum Tier {
     Active = 1,
     /// Bundled within 250 ms.
     Warm = 2,
-    /// A NOTIFY every 5 to 15 s.
+    /// A NOTIFY within 5 s.
     Passive = 3,
+    /// Passive, and the app is not on screen: within 15 s.
+    Background = 4,
+}
+
+impl Tier {
+    /// All of them, the soonest first.
+    pub const ALL: [Self; 5] = [Self::Visible, Self::Active, Self::Warm, Self::Passive, Self::Background];
+
+    /// As in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Visible => "visible",
+            Self::Active => "active",
+            Self::Warm => "warm",
+            Self::Passive => "passive",
+            Self::Background => "background",
+        }
+    }
 }
 
 /// A set of tiers, bit n for tier n.
@@ -99,7 +117,21 @@ pub struct Tiers(pub u8);
 
 impl Tiers {
     /// All of them.
-    pub const ALL: Self = Self(0b1111);
+    pub const ALL: Self = Self(0b1_1111);
+    /// Those that get entries at once.
+    pub const AT_ONCE: Self = Self(0b0_0011);
+    /// Those that get them bundled.
+    pub const WARM: Self = Self(0b0_0100);
+
+    /// One of them.
+    pub fn of(tier: Tier) -> Self {
+        Self(1 << tier as u8)
+    }
+
+    /// Whether it has one of those whose frames go at once, before everything else.
+    pub fn is_at_once(self) -> bool {
+        self.0 & Self::AT_ONCE.0 != 0
+    }
 
     /// Whether it holds that tier.
     pub fn contains(self, tier: Tier) -> bool {

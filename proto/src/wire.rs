@@ -135,12 +135,15 @@ pub struct Error {
     #[prost(uint32, tag = "4")]
     pub frame_type: u32,
 }
+/// What the screen shows, all of it: each replaces the one before. `tapped`: the channel was opened by tapping a push notification.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct State {
     #[prost(enumeration = "Attention", tag = "1")]
     pub attention: i32,
     #[prost(fixed64, repeated, tag = "2")]
     pub visible: ::prost::alloc::vec::Vec<u64>,
+    #[prost(fixed64, tag = "3")]
+    pub tapped: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChannelState {

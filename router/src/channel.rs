@@ -1,5 +1,6 @@
 //! A channel as its owner holds it.
 
+mod bundle;
 mod cursor;
 mod history;
 mod outcome;
@@ -7,6 +8,7 @@ mod rights;
 mod sending;
 mod sequence;
 mod serve;
+mod tiers;
 
 pub use cursor::read_receipt;
 pub use outcome::Left;
@@ -15,6 +17,7 @@ pub use sequence::Draft;
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
+use fanfare_activity::Act;
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, Frame, FrameType, MessageId, UserId, link::Origin, wire,
 };
@@ -33,9 +36,11 @@ use crate::{
     marks::Marks,
     members::Members,
     repeats::{Key, Repeats},
+    scores::Scores,
     send::Meaning,
     tail::Tail,
 };
+use tiers::Waits;
 
 /// Recalls remembered beside the tail, so that a target that was looked up before one of them is not amended after it.
 const RECALLED_MAX: usize = 4_096;
@@ -79,6 +84,17 @@ pub enum Effect {
     Recalled(u64),
 }
 
+/// Whom a message is for above all.
+#[derive(Debug)]
+pub struct Named {
+    /// It mentions them.
+    users: Vec<UserId>,
+    /// It mentions everybody.
+    all: bool,
+    /// It answers that one, or 0.
+    reply_to: u64,
+}
+
 /// One entry of the commit in flight.
 pub struct Sequenced {
     key: Option<Key>,
@@ -86,6 +102,8 @@ pub struct Sequenced {
     entry: Arc<Entry>,
     effect: Effect,
     marks: Vec<MarkChange>,
+    /// Whom it is for above all.
+    named: Option<Box<Named>>,
     /// The send itself, for the seeded bug that tries it again.
     again: Option<Box<Waiting>>,
 }
@@ -117,6 +135,11 @@ pub struct Channel {
     pub cursors: Cursors,
     /// Who listens.
     pub audience: Audience,
+    /// How active members are.
+    scores: Scores,
+    /// Entries up to here were given to the fan-out: the head, but in the moment of a commit.
+    heard: u64,
+    waits: Waits,
     tail: Tail,
     repeats: Repeats,
     pending: VecDeque<Waiting>,
@@ -149,6 +172,7 @@ impl Channel {
         }
         let members = Members::of_rows(&loaded.members);
         let (row, tail) = (loaded.channel, loaded.tail);
+        let scores = Scores::restore(&context.config.activity, loaded.activities, &tail);
         let mut cursors: Vec<_> = loaded.cursors;
         cursors.retain(|cursor| members.get(cursor.user).is_some());
         for cursor in &mut cursors {
@@ -160,6 +184,7 @@ impl Channel {
         let mut channel = Self::new(row, members, Cursors::of_rows(cursors), tail, repeats);
         channel.marks = Marks::of_rows(&loaded.marks);
         channel.blocks = loaded.blocks;
+        channel.scores = scores;
         channel
     }
 
@@ -174,6 +199,9 @@ impl Channel {
 
     fn new(row: Row, members: Members, cursors: Cursors, tail: Tail, repeats: Repeats) -> Self {
         Self {
+            heard: row.head,
+            scores: Scores::default(),
+            waits: Waits::default(),
             row,
             members,
             marks: Marks::default(),
@@ -233,6 +261,8 @@ impl Channel {
             && !self.cursors_due
             && !self.receipts_due
             && !self.cursors.is_dirty()
+            && !self.scores.is_dirty()
+            && self.waits.held.is_none()
             && now.duration_since(self.touched) >= desk.context.config.idle
             && !desk.undrained.contains_key(&self.id())
     }
@@ -273,6 +303,8 @@ impl Channel {
                     desk.gateways.remove(self.id(), origin.gateway, origin.handle);
                 }
             }
+            Touch::Shows(origin, shown) => self.shows(desk, &origin, shown),
+            Touch::Tapped(user) => self.act(desk, user, Act::Tap),
             Touch::Delivered(user, seq) => self.delivered(desk, user, seq),
             Touch::Opened(origin, request) => self.answer_open(desk, &origin, request),
             Touch::Snapshot(reply) => drop(reply.send(Some(self.snapshot(desk)))),

@@ -66,6 +66,37 @@ pub struct RouterConfig {
     pub tail_kept: Duration,
     /// How long a channel that nobody uses stays loaded.
     pub idle: Duration,
+    /// How members' scores come about.
+    pub activity: fanfare_activity::Settings,
+    /// What follows from them.
+    pub tiers: TierTimes,
+}
+
+/// How long each tier waits.
+#[derive(Clone, Copy, Debug)]
+pub struct TierTimes {
+    /// Members' activity decides. Else every session gets every entry at once.
+    pub by_activity: bool,
+    /// Until warm sessions get what there is.
+    pub warm: Duration,
+    /// Until passive sessions are told the head while the app is on screen,
+    pub passive: Duration,
+    /// and while it is not.
+    pub background: Duration,
+    /// Between two looks at the scores of those who may have to go down a tier.
+    pub look: Duration,
+}
+
+impl Default for TierTimes {
+    fn default() -> Self {
+        Self {
+            by_activity: true,
+            warm: Duration::from_millis(250),
+            passive: Duration::from_secs(5),
+            background: Duration::from_secs(15),
+            look: Duration::from_secs(30),
+        }
+    }
 }
 
 impl RouterConfig {
@@ -96,6 +127,8 @@ impl RouterConfig {
             direct_cursors_every: Duration::from_millis(250),
             tail_kept: Duration::from_secs(8),
             idle: Duration::from_secs(60),
+            activity: Default::default(),
+            tiers: Default::default(),
         }
     }
 }

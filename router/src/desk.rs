@@ -4,9 +4,10 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
-use fanfare_proto::{ChannelId, UserId, ids::IdSource};
+use fanfare_proto::{ChannelId, UserId, ids::IdSource, link::Tier};
 use fanfare_storage::model::{Entry, OutboxRow};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -26,6 +27,16 @@ pub enum Due {
     Cursors(ChannelId),
     /// A channel's written cursors are to be shown.
     Receipts(ChannelId),
+    /// A channel's warm sessions get what there is.
+    Warm(ChannelId),
+    /// A channel's passive sessions, of either tier, are told the head.
+    Tell(ChannelId, Tier),
+    /// A channel's membership entries were held for long enough.
+    Held(ChannelId),
+    /// Scores in a channel may have fallen.
+    Look(ChannelId),
+    /// A channel's scores are to be written.
+    Scores(ChannelId),
     /// A user's positions are to be written.
     Positions(UserId),
     /// A channel that could not be read is tried again.
@@ -54,6 +65,8 @@ pub struct Desk {
     pub rows: HashMap<OutboxRow, Vec<ChannelId>, RandomState>,
     /// Channels with sends to be sequenced.
     pub dirty: Vec<ChannelId>,
+    /// How much there is to do.
+    pub strain: Strain,
     due: BinaryHeap<Reverse<(Instant, Due)>>,
 }
 
@@ -69,6 +82,7 @@ impl Desk {
             undrained: HashMap::default(),
             rows: HashMap::default(),
             dirty: Vec::new(),
+            strain: Strain::default(),
             due: BinaryHeap::new(),
         }
     }
@@ -141,6 +155,82 @@ impl Desk {
         if self.next_due()? > now {
             return None;
         }
-        self.due.pop().map(|Reverse((_, due))| due)
+        let Reverse((time, due)) = self.due.pop()?;
+        if matches!(due, Due::Warm(_) | Due::Tell(..)) {
+            self.strain.was_late(now, now.duration_since(time));
+        }
+        Some(due)
+    }
+}
+
+/// How late a timer may be before it says that there is more to do than is done.
+const LATE: Duration = Duration::from_millis(50);
+/// From one step of strain to the next, up or down.
+const STEP_EVERY: Duration = Duration::from_millis(500);
+/// Steps of strain: each doubles the time of passive sessions, and from the third on that of warm ones.
+const STEPS_MAX: u32 = 5;
+
+/// How far the delayed part of the fan-out is stretched, so that visible and active sessions never wait: passive sessions first, then
+/// warm ones. It rises while delayed work is done late or finds no credit, and falls again by itself.
+#[derive(Debug, Default)]
+pub struct Strain {
+    steps: u32,
+    changed: Option<Instant>,
+}
+
+impl Strain {
+    /// How long passive sessions wait.
+    pub fn passive(&self, time: Duration) -> Duration {
+        time * (1 << self.steps)
+    }
+
+    /// How long warm sessions wait.
+    pub fn warm(&self, time: Duration) -> Duration {
+        time * (1 << self.steps.saturating_sub(2))
+    }
+
+    /// Delayed work was done so late.
+    pub fn was_late(&mut self, now: Instant, late: Duration) {
+        self.step(now, late >= LATE);
+    }
+
+    /// Delayed work found no credit.
+    pub fn short(&mut self) {
+        self.step(Instant::now(), true);
+    }
+
+    fn step(&mut self, now: Instant, is_up: bool) {
+        if self.changed.is_some_and(|changed| now.duration_since(changed) < STEP_EVERY) {
+            return;
+        }
+        let steps = if is_up { (self.steps + 1).min(STEPS_MAX) } else { self.steps.saturating_sub(1) };
+        if steps != self.steps {
+            tracing::debug!(steps, "the delayed fan-out is stretched so many times");
+            (self.steps, self.changed) = (steps, Some(now));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strain_stretches_the_passive_before_the_warm_and_goes_by_itself() {
+        let (mut strain, mut now) = (Strain::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        let mut seen = Vec::new();
+        for late in [LATE, LATE, LATE, Duration::ZERO, Duration::ZERO, Duration::ZERO] {
+            strain.was_late(now, late);
+            strain.was_late(now, late);
+            seen.push((strain.passive(second).as_secs(), strain.warm(second).as_secs()));
+            now += STEP_EVERY;
+        }
+        assert_eq!(seen, [(2, 1), (4, 1), (8, 2), (4, 1), (2, 1), (1, 1)]);
+        for _ in 0..100 {
+            now += STEP_EVERY;
+            strain.was_late(now, LATE);
+        }
+        assert_eq!((strain.passive(second).as_secs(), strain.warm(second).as_secs()), (32, 8));
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::AtomicUsize};
 
 use bytes::Bytes;
+use fanfare_activity::Shown;
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, MessageId, UserId,
     link::{Downlink, GatewayId, Origin, Up},
@@ -92,6 +93,10 @@ pub enum Touch {
     Subscribe(Subscribe),
     /// A session ended.
     Unsubscribe(Origin),
+    /// What a session shows of the channel changed.
+    Shows(Origin, Shown),
+    /// The user came by a push notification of the channel.
+    Tapped(UserId),
     /// A device of the user holds the channel up to there.
     Delivered(UserId, u64),
     /// The answer to OPEN, where the channel exists.
@@ -130,8 +135,19 @@ pub struct Subscribe {
     pub position: Option<(u32, u64)>,
     /// The client itself said so in this SYNC.
     pub is_explicit: bool,
+    /// How it is to be served.
+    pub wants: Wants,
     /// Why.
     pub cause: Cause,
+}
+
+/// What decides how a session is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wants {
+    /// It has full delivery.
+    Full,
+    /// Its user's activity, and what it shows of the channel.
+    ByTier(Shown),
 }
 
 /// Why a session is to be served.

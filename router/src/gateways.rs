@@ -70,9 +70,14 @@ impl Gateways {
         self.send(gateway, down);
     }
 
-    /// Serves the session from here on.
-    pub fn add(&mut self, channel: ChannelId, gateway: GatewayId, handle: Handle) {
-        let changes = vec![AudienceChange::Add(handle, Tier::Active)];
+    /// Frames for one session, by its connection.
+    pub fn reply_at(&mut self, gateway: GatewayId, handle: Handle, frames: Bytes) {
+        self.send(gateway, Down::Reply { handle, frames });
+    }
+
+    /// Serves the session from here on, as of that tier.
+    pub fn add(&mut self, channel: ChannelId, gateway: GatewayId, handle: Handle, tier: Tier) {
+        let changes = vec![AudienceChange::Add(handle, tier)];
         self.send(gateway, Down::Audience { channel, changes });
     }
 
@@ -86,6 +91,16 @@ impl Gateways {
     pub fn fan_out(&mut self, gateway: GatewayId, down: Down) -> bool {
         let Some(link) = self.links.get(&gateway) else { return true };
         if link.credit < i64::from(down.charge_bytes()) {
+            return false;
+        }
+        self.send(gateway, down);
+        true
+    }
+
+    /// As [`Self::fan_out`], for what may wait: it leaves half of the credit to what may not.
+    pub fn fan_out_late(&mut self, gateway: GatewayId, down: Down) -> bool {
+        let Some(link) = self.links.get(&gateway) else { return true };
+        if link.credit - i64::from(down.charge_bytes()) < i64::from(CREDIT_BYTES / 2) {
             return false;
         }
         self.send(gateway, down);

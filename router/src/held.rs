@@ -97,7 +97,7 @@ fn a_place_in_a_channel_is_its_record_and_an_eighth_at_the_most() {
     let listener = each::<Audience>(|audience, number| {
         let (gateway, handle) = (GatewayId(1), Handle::new(0, number as u32, 1));
         let (session, user, device) = (SessionId(number), UserId(number), DeviceId(1));
-        audience.add(&Origin { gateway, handle, session, user, device });
+        audience.add(&Origin { gateway, handle, session, user, device }, crate::audience::Serving::Active, 0);
     });
     assert!((16.0..18.5).contains(&listener), "{listener} bytes");
     let member = each::<Members>(|members, number| members.join(UserId(number), role::MEMBER, 1, 1));

@@ -27,6 +27,7 @@ mod opens;
 mod out;
 mod page;
 mod repeats;
+mod scores;
 mod send;
 mod shard;
 mod shelves;
@@ -66,7 +67,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 pub use admin::{Admin, BLOCKS_MAX, ChannelSummary, MemberSummary, SessionSummary, ShardCounts, Status};
-pub use context::{Clock, Fatal, RouterConfig};
+pub use context::{Clock, Fatal, RouterConfig, TierTimes};
 use context::{Context, Inbox};
 use event::Event;
 pub use marks::MARKS_MAX;

@@ -9,7 +9,7 @@ use fanfare_storage::{
     content::Content,
     hash,
     metadata::Metadata,
-    model::{Channel, Device, DevicePosition, Entry, Mark, Member, User, UserCursor},
+    model::{Activity, Channel, Device, DevicePosition, Entry, Mark, Member, User, UserCursor},
 };
 
 use foldhash::fast::RandomState;
@@ -47,6 +47,8 @@ pub struct Loaded {
     pub blocks: (bool, bool),
     /// Its members' cursors.
     pub cursors: Vec<UserCursor>,
+    /// How active they are.
+    pub activities: Vec<Activity>,
     /// The newest frames, up to the head.
     pub tail: Tail,
     /// The sends among them.
@@ -93,6 +95,7 @@ pub fn channel(
         let (low, high) = row.pair;
         let blocks = if low.is_none() { (false, false) } else { blocks_of(metadata, low, high)? };
         let cursors = metadata.cursors(channel)?;
+        let activities = metadata.activities(channel)?;
         let (tail, mut sends) = tail(metadata, content, &row, undrained)?;
         let complete_since_ms = match tail.iter().next() {
             _ if row.head == 0 => 0,
@@ -110,6 +113,7 @@ pub fn channel(
             marks,
             blocks,
             cursors,
+            activities,
             tail,
             sends,
             complete_since_ms,

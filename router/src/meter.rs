@@ -15,6 +15,11 @@ pub fn describe() {
     describe_histogram!("fanfare_router_commit_seconds", "Time of one group commit, flush included");
     describe_histogram!("fanfare_router_commit_entries", "Entries of one group commit");
     describe_counter!("fanfare_router_fanouts_total", "Frames' batches sent to gateways");
+    describe_counter!("fanfare_router_bundles_total", "Bundles for warm sessions, one for each gateway");
+    describe_counter!(
+        "fanfare_router_notifies_total",
+        "Heads told to passive sessions, one for each gateway"
+    );
     describe_counter!("fanfare_router_behind_total", "Times a channel fell behind at a gateway");
     describe_counter!("fanfare_router_gaps_total", "GAP frames sent");
     describe_counter!("fanfare_router_loads_total", "Channels loaded");
@@ -47,6 +52,10 @@ counters! {
     unknown = "fanfare_router_commits_unknown_total";
     /// A batch went to a gateway.
     fanout = "fanfare_router_fanouts_total";
+    /// A bundle for warm sessions went to a gateway.
+    bundle = "fanfare_router_bundles_total";
+    /// A head for passive sessions went to a gateway.
+    notify = "fanfare_router_notifies_total";
     /// A channel fell behind at a gateway.
     behind = "fanfare_router_behind_total";
     /// A GAP was sent.

@@ -28,6 +28,8 @@ pub enum Meaning {
     Message {
         /// It mentions everyone.
         mention_all: bool,
+        /// It mentions them.
+        mentions: Vec<UserId>,
         /// A seq below its own, or 0.
         reply_to: u64,
         /// Its body is opaque.
@@ -234,6 +236,7 @@ fn meaning(content: &Content, sender: UserId) -> Result<Meaning, Code> {
     match content {
         Content::Message(message) => check_message(message).map(|()| Meaning::Message {
             mention_all: message.mention_all,
+            mentions: message.mentions.iter().copied().map(UserId).collect(),
             reply_to: message.reply_to,
             opaque: !message.opaque.is_empty(),
         }),

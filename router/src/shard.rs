@@ -242,7 +242,7 @@ impl Shard {
             }
             Some(Slot::Loading { .. }) => refuse(&mut self.desk, channel, touch, Code::RETRY_LATER),
             // What only matters to a channel in memory does not load it.
-            None if matches!(touch, Touch::Unsubscribe(_)) => {}
+            None if matches!(touch, Touch::Unsubscribe(_) | Touch::Shows(..) | Touch::Tapped(_)) => {}
             None => {
                 let slot = Slot::Loading { waiting: VecDeque::from([touch]), audience: None };
                 self.channels.insert(channel, slot);
@@ -502,6 +502,31 @@ impl Shard {
                     channel.show_receipts(&mut self.desk);
                 }
             }
+            Due::Warm(channel) => {
+                if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
+                    channel.tell_warm(&mut self.desk);
+                }
+            }
+            Due::Tell(channel, tier) => {
+                if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
+                    channel.tell_passive(&mut self.desk, tier);
+                }
+            }
+            Due::Held(channel) => {
+                if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
+                    channel.release(&mut self.desk);
+                }
+            }
+            Due::Look(channel) => {
+                if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
+                    channel.look(&mut self.desk);
+                }
+            }
+            Due::Scores(channel) => {
+                if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
+                    channel.write_scores(&mut self.desk);
+                }
+            }
             Due::Positions(user) => {
                 if let Some(UserSlot::Ready(user)) = self.users.get_mut(&user) {
                     user.write_positions(&mut self.desk);
@@ -559,6 +584,7 @@ impl Shard {
         for slot in self.channels.values_mut() {
             if let Slot::Ready(channel) = slot {
                 channel.write_cursors(&mut self.desk);
+                channel.write_scores(&mut self.desk);
             }
         }
     }
@@ -676,6 +702,6 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         // not, and the caller is told to try again.
         Touch::Blocked { reply, .. } if code == Code::NOT_A_MEMBER => drop(reply.send(())),
         Touch::Blocked { .. } => {}
-        Touch::Unsubscribe(_) | Touch::Delivered(..) => {}
+        Touch::Unsubscribe(_) | Touch::Delivered(..) | Touch::Shows(..) | Touch::Tapped(_) => {}
     }
 }

@@ -234,10 +234,10 @@ impl Tail {
         }
     }
 
-    /// Frames behind `position` side by side, up to about `bytes_max` (at least one), with the seq of the last.
-    pub fn gather(&self, position: u64, bytes_max: usize) -> Option<(Bytes, u64)> {
+    /// Frames behind `position` up to that of `upto` side by side, within about `bytes_max` (at least one), with the seq of the last.
+    pub fn gather(&self, position: u64, upto: u64, bytes_max: usize) -> Option<(Bytes, u64)> {
         let (mut bytes, mut last) = (Vec::new(), None);
-        for held in self.behind(position) {
+        for held in self.behind(position).take_while(|held| held.seq <= upto) {
             if last.is_some() && bytes.len() + held.frame.len() > bytes_max {
                 break;
             }

@@ -1,6 +1,7 @@
 //! A user as the owner of its shard holds it: sessions, devices with their positions, and the list of channels.
 
 mod positions;
+mod screen;
 mod sync;
 
 use fanfare_proto::{
@@ -25,6 +26,7 @@ use crate::{
     writer::Job,
 };
 use positions::{Channels, Positions};
+use screen::Screen;
 use sync::Syncing;
 
 /// Devices whose positions are kept in memory for one user.
@@ -51,6 +53,10 @@ struct Session {
     gateway: GatewayId,
     /// It has asked for its channels: those the user joins from then on are followed too.
     follows: bool,
+    /// It has full delivery: what it shows changes nothing.
+    is_full: bool,
+    /// What it shows; `None`: the app is not on screen.
+    screen: Option<Box<Screen>>,
 }
 
 /// A device, known from the stores or heard of since.
@@ -200,10 +206,12 @@ impl User {
         if !change.listed {
             return;
         }
-        let follows = |device: &&OpenDevice| device.session.as_ref().is_some_and(|session| session.follows);
-        for origin in self.devices.iter().filter(follows).filter_map(|device| device.origin(self.id)) {
-            let subscribe =
-                Subscribe { origin, position: None, is_explicit: false, cause: Cause::Joined(change.seq) };
+        for device in &self.devices {
+            let Some(origin) = device.origin(self.id) else { continue };
+            let Some(session) = device.session.as_ref().filter(|session| session.follows) else { continue };
+            let wants = session.wants(change.channel);
+            let cause = Cause::Joined(change.seq);
+            let subscribe = Subscribe { origin, position: None, is_explicit: false, wants, cause };
             desk.post_channel(change.channel, Touch::Subscribe(subscribe));
         }
     }
@@ -313,6 +321,8 @@ impl User {
             syncing: None,
             gateway: origin.gateway,
             follows: false,
+            is_full: full,
+            screen: None,
         });
         let replaced = before.filter(|before| before.session != origin.session);
         let user_name = self.name.to_string();
@@ -409,10 +419,7 @@ impl User {
         let result = match frame.frame_type() {
             FrameType::Ack => self.ack(desk, &origin, frame),
             FrameType::Sync => self.sync(desk, &origin, frame),
-            FrameType::State => frame.decode::<wire::State>().and_then(|state| {
-                // Tiers are not computed yet: what the screen shows changes nothing.
-                if state.visible.len() > REPEATED_MAX { Err(Code::BAD_FIELD) } else { Ok(()) }
-            }),
+            FrameType::State => self.state(desk, &origin, frame),
             _ => Err(Code::NOT_SERVED),
         };
         if let Err(code) = result {

@@ -114,7 +114,7 @@ impl CursorQueue {
         queued = gathered.unwrap_or_else(PoisonError::into_inner).0;
         let (mut taken, mut rows) = (Vec::new(), 0);
         while let Some(job) = queued.jobs.pop_front() {
-            rows += job.batch.cursors.len() + job.batch.positions.len() + job.batch.devices.len();
+            rows += job.batch.rows();
             taken.push(job);
             if rows >= ROWS_PER_WRITE_MAX {
                 break;
@@ -129,9 +129,7 @@ pub fn run(context: &Context) {
     while let Some(mut jobs) = context.cursors.take() {
         let mut batch = CursorBatch::default();
         for job in &mut jobs {
-            batch.cursors.append(&mut job.batch.cursors);
-            batch.positions.append(&mut job.batch.positions);
-            batch.devices.append(&mut job.batch.devices);
+            batch.append(&mut job.batch);
         }
         loop {
             match context.metadata.write_cursors(&batch) {

@@ -51,6 +51,7 @@ pub const CHECKS: &[Check] = &[
     ("marks are replaced and taken away", metadata::marks_are_replaced_and_taken_away),
     ("blocks have a direction and a bound", metadata::blocks_have_a_direction_and_a_bound),
     ("cursors and positions merge as maxima", metadata::cursors_are_maxima),
+    ("activities follow their seq", metadata::activities_follow_their_seq),
     ("devices are revoked", metadata::devices_are_revoked),
     ("hashes and the walk tell every entry", metadata::hashes_and_walk),
     ("users' names are unique", metadata::user_names_are_unique),

@@ -7,7 +7,7 @@ use fanfare_proto::{ChannelId, DeviceId, MessageId, UserId};
 use crate::{
     error::StoreError,
     model::{
-        Channel, CursorBatch, Device, DevicePosition, Hash, Mark, Member, OutboxBatch, OutboxRow,
+        Activity, Channel, CursorBatch, Device, DevicePosition, Hash, Mark, Member, OutboxBatch, OutboxRow,
         ShardCommit, User, UserCursor,
     },
 };
@@ -172,6 +172,12 @@ pub trait Metadata: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     fn cursors(&self, channel: ChannelId) -> Result<Vec<UserCursor>, StoreError>;
+
+    /// How active members of a channel are, by user; those who never did anything have none.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn activities(&self, channel: ChannelId) -> Result<Vec<Activity>, StoreError>;
 
     /// Positions of one device.
     ///

@@ -324,6 +324,40 @@ pub struct CursorBatch {
     pub positions: Vec<DevicePosition>,
     /// Devices seen, made, or whose confirmed ACK moved.
     pub devices: Vec<Device>,
+    /// How active members are.
+    pub activities: Vec<Activity>,
+}
+
+impl CursorBatch {
+    /// Rows of all kinds.
+    pub fn rows(&self) -> usize {
+        self.cursors.len() + self.positions.len() + self.devices.len() + self.activities.len()
+    }
+
+    /// Adds another's rows.
+    pub fn append(&mut self, other: &mut Self) {
+        self.cursors.append(&mut other.cursors);
+        self.positions.append(&mut other.positions);
+        self.devices.append(&mut other.devices);
+        self.activities.append(&mut other.activities);
+    }
+}
+
+/// How active a member is in a channel, as of a seq: the parts of a score. The one of the highest seq counts.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Activity {
+    /// Where.
+    pub channel: ChannelId,
+    /// Who.
+    pub user: UserId,
+    /// Logarithm of the fast counter.
+    pub fast: f32,
+    /// Logarithm of the slow counter.
+    pub slow: f32,
+    /// Seconds of the member's last act.
+    pub acted: u32,
+    /// The newest entry that is counted in it.
+    pub seq: u64,
 }
 
 /// One entry of an outbox row's directory, as the owner keeps it until the row is drained.

@@ -11,14 +11,22 @@ use serde::Deserialize;
 /// Which crates of the workspace each may name in its normal and build dependencies.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("fanfare-proto", &[]),
+    ("fanfare-activity", &[]),
     ("fanfare-gateway", &["fanfare-proto"]),
     ("fanfare-storage", &["fanfare-proto"]),
-    ("fanfare-router", &["fanfare-proto", "fanfare-storage"]),
+    ("fanfare-router", &["fanfare-activity", "fanfare-proto", "fanfare-storage"]),
     ("fanfare-client", &["fanfare-proto"]),
     ("fanfare-loadgen", &["fanfare-proto", "fanfare-client"]),
     (
         "fanfare-server",
-        &["fanfare-proto", "fanfare-storage", "fanfare-router", "fanfare-gateway", "fanfare-client"],
+        &[
+            "fanfare-activity",
+            "fanfare-proto",
+            "fanfare-storage",
+            "fanfare-router",
+            "fanfare-gateway",
+            "fanfare-client",
+        ],
     ),
     ("fanfare-benches", ANY),
     // Black-box: the names of the steps to die at are all that it takes from the inside.

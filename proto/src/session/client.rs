@@ -64,6 +64,8 @@ pub struct SessionOptions {
     /// Ask by itself, after WELCOME, where all channels stand, and have so many of them filled (0: the server's
     /// default of 50). `None`: the owner calls [`ClientSession::sync`].
     pub sync: Option<u32>,
+    /// What the screen shows, said before the first SYNC. `None`: nothing is said, and the app counts as not on screen.
+    pub screen: Option<wire::State>,
     /// 64 random bits for jitter.
     pub seed: u64,
 }
@@ -76,6 +78,7 @@ impl Default for SessionOptions {
             device_name: String::new(),
             agent: concat!("fanfare-rust/", env!("CARGO_PKG_VERSION")).into(),
             sync: Some(0),
+            screen: None,
             seed: 0,
         }
     }
@@ -106,6 +109,9 @@ pub struct ClientSession {
     requests: VecDeque<u64>,
     last_request: u64,
     sync_window: Option<u32>,
+    screen: Option<wire::State>,
+    /// Entries come by the tier of this session in each channel.
+    is_tiered: bool,
     random: u64,
 
     // Acknowledging: channels whose position moved since the last ACK, and what came in since.
@@ -159,6 +165,8 @@ impl ClientSession {
             requests: VecDeque::new(),
             last_request: 0,
             sync_window: options.sync,
+            screen: options.screen,
+            is_tiered: options.delivery == wire::Delivery::Tiered,
             random: options.seed,
             dirty,
             unacked_frames: 0,
@@ -278,7 +286,8 @@ impl ClientSession {
         self.alive_by = NEVER;
         match frame_type {
             FrameType::Synced => self.synced(frame.decode()?, sink)?,
-            FrameType::Gap | FrameType::Notify => self.head_moved(channel, &frame.decode()?, sink)?,
+            FrameType::Gap => self.head_moved(channel, &frame.decode()?, false, sink)?,
+            FrameType::Notify => self.head_moved(channel, &frame.decode()?, self.is_tiered, sink)?,
             FrameType::Page => {
                 let page: wire::Page = frame.decode()?;
                 bounded([page.first, page.last, page.head])?;
@@ -355,6 +364,9 @@ impl ClientSession {
         } else if !welcome.resumed {
             // What was tried was refused in favour of the token.
             self.device.resume = Bytes::new();
+        }
+        if let Some(screen) = self.screen.take() {
+            self.state(&screen)?;
         }
         if let Some(window) = self.sync_window {
             self.sync(now_ms, window);

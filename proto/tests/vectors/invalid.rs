@@ -201,7 +201,8 @@ fn session_fields(v: &mut Vectors) {
         "ACK of 30,000 empty positions",
         raw(FrameType::Ack, &[&[8, 1][..], &[0x12, 0].repeat(30_000)].concat()),
     );
-    let state = |attention, visible| short(FrameType::State, 0, &wire::State { attention, visible });
+    let state =
+        |attention, visible| short(FrameType::State, 0, &wire::State { attention, visible, tapped: 0 });
     v.client(Code::BAD_FIELD, "STATE with attention 2", state(2, vec![]));
     v.client(Code::BAD_FIELD, "STATE with channel 0", state(0, vec![0]));
     v.client(Code::BAD_FIELD, "STATE with 1,001 channels", state(0, vec![1; 1001]));

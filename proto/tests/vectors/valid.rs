@@ -243,7 +243,11 @@ fn client_session(add: &mut dyn FnMut(&str, Bytes)) {
         short(Ack, 0, &wire::Ack { number: 2, positions: (1..=1000).map(|at| position(at, at)).collect() }),
     );
     add("bye", short(Close, 0, &wire::Error::default()));
-    let state = wire::State { attention: wire::Attention::Foreground as i32, visible: vec![CHANNEL.0, 1] };
+    let state = wire::State {
+        attention: wire::Attention::Foreground as i32,
+        visible: vec![CHANNEL.0, 1],
+        tapped: CHANNEL.0,
+    };
     add("foreground", short(State, 0, &state));
     add("background", short(State, 0, &wire::State::default()));
     add("cold start", short(Sync, 0, &wire::Sync::default()));

@@ -1,5 +1,6 @@
 //! Receipts, what follows from ACKs, COUNTS, and when cursors are written and shown.
 
+use fanfare_activity::Act;
 use fanfare_proto::{
     Code, Frame, FrameType, UserId, frame::routed, header::class, limits::RECEIPTS_PUSHED_MEMBERS_MAX,
     link::Origin, wire,
@@ -42,6 +43,9 @@ impl Channel {
                     // What is older is the client's word, within what is possible.
                     None => cursor.read_ordinal.min(self.row.ordinal).min(read),
                 };
+                if read > self.cursors.get(origin.user).read {
+                    self.act(desk, origin.user, Act::Read);
+                }
                 self.raise(
                     desk,
                     UserCursor {

@@ -136,9 +136,11 @@ impl Channel {
                 self.acknowledge(desk, attempt, id, place, number > 0);
             }
         }
+        self.before_hearing(desk, &flight.items);
         if !mutant::is("push-past-watermark") {
             self.hear(desk, first_seq, &flight);
         }
+        self.heard = self.row.head;
         let late_removal = mutant::is("fan-out-list-read-before-removal");
         for item in &flight.items {
             let is_last = item.entry.seq == newest.seq;
@@ -157,14 +159,16 @@ impl Channel {
         if is_removal {
             let before = flight.frames.slice(..flight.frames.len() - newest.entry.frame.len());
             if !before.is_empty() {
-                self.fan_out(desk, before, first_seq);
+                let earlier = flight.items.len() - 1;
+                self.fan_out(desk, before, first_seq, &flight.items[..earlier]);
             }
             if let Some(row) = row {
                 self.take_effect(desk, newest, row);
             }
-            self.fan_out(desk, newest.entry.frame.clone(), newest.entry.seq);
+            let last = flight.items.len() - 1;
+            self.fan_out(desk, newest.entry.frame.clone(), newest.entry.seq, &flight.items[last..]);
         } else {
-            self.fan_out(desk, flight.frames.clone(), first_seq);
+            self.fan_out(desk, flight.frames.clone(), first_seq, &flight.items);
             if !late_removal && let Some(row) = row {
                 self.take_effect(desk, newest, row);
             }
@@ -181,6 +185,7 @@ impl Channel {
                 for user in users {
                     self.members.join(*user, *role, seq, visible_from);
                 }
+                self.resized(desk);
                 self.tell_lists(desk, users, seq, true, row);
             }
             Effect::Gone(users) => {
@@ -188,6 +193,7 @@ impl Channel {
                 for user in users {
                     self.members.leave(*user, seq);
                     self.cursors.forget(*user);
+                    self.scores.forget(*user);
                     let mut state = self.state_for(*user, seq.saturating_sub(1), now_ms);
                     // What the channel is called or holds is no business of theirs any more.
                     state.head = seq;
@@ -201,6 +207,7 @@ impl Channel {
                         desk.gateways.remove(self.id(), listener.gateway, listener.handle);
                     }
                 }
+                self.resized(desk);
                 self.tell_lists(desk, users, seq, false, row);
             }
             Effect::Role(users, role) => {
@@ -276,14 +283,37 @@ impl Channel {
         }
     }
 
-    /// Sends frames to the audience: one message per gateway. Where a gateway's credit is spent only a mark is left.
-    pub(super) fn fan_out(&mut self, desk: &mut Desk, frames: Bytes, first_seq: u64) {
+    /// Sends entries to those who get them at once, and puts them off for the others.
+    pub(super) fn fan_out(&mut self, desk: &mut Desk, frames: Bytes, first_seq: u64, items: &[Sequenced]) {
+        let last_seq = items.last().map_or(first_seq, |item| item.entry.seq);
+        if self.may_wait(items) {
+            self.heard = last_seq;
+            self.hold(desk, first_seq);
+            return self.put_off(desk);
+        }
+        let (frames, first_seq) = self.with_held(desk, frames, first_seq, last_seq);
+        self.at_once(desk, &frames, first_seq);
+        self.heard = last_seq;
+        for item in items {
+            if item.named.as_ref().is_some_and(|named| named.all) {
+                self.tell_all(desk, &item.entry.frame);
+            }
+        }
+        if items.iter().any(|item| matches!(item.effect, Effect::Recalled(_))) {
+            self.hurry_warm(desk);
+        }
+        self.put_off(desk);
+    }
+
+    /// To those who get entries at once: one message per gateway. Where a gateway's credit is spent only a mark is left.
+    pub(super) fn at_once(&mut self, desk: &mut Desk, frames: &Bytes, first_seq: u64) {
         let channel = self.id();
         for at in &mut self.audience.gateways {
-            if at.behind.is_some() {
+            if at.behind.is_some() || !at.has_at_once() {
                 continue;
             }
-            let down = Down::Fanout { channel, lanes: at.lanes(), tiers: Tiers::ALL, frames: frames.clone() };
+            let (lanes, tiers) = (at.lanes(), Tiers::AT_ONCE);
+            let down = Down::Fanout { channel, lanes, tiers, frames: frames.clone() };
             meter::fanout();
             if !desk.gateways.fan_out(at.gateway, down) && !mutant::is("drop-on-full-queue") {
                 meter::behind();

@@ -15,7 +15,7 @@ use fanfare_storage::{
 };
 use prost::Message;
 
-use super::{Channel, Effect, InFlight, Sequenced, Waiting, rights::Allowed};
+use super::{Channel, Effect, InFlight, Named, Sequenced, Waiting, rights::Allowed};
 use crate::{desk::Desk, repeats::Place, send::Meaning};
 
 /// Entries of one channel in one commit.
@@ -141,6 +141,7 @@ impl Channel {
                 entry: Arc::new(entry),
                 effect: draft.effect,
                 marks: draft.marks,
+                named: waiting.as_ref().and_then(|waiting| named(&waiting.meaning)),
                 again: if mutant::is("retry-a-fail") { waiting.map(Box::new) } else { None },
             });
         }
@@ -218,7 +219,7 @@ impl Channel {
         }
         let Some(flight) = self.in_flight.take() else { return };
         if early_push {
-            self.fan_out(desk, flight.frames.clone(), self.row.head + 1);
+            self.at_once(desk, &flight.frames, self.row.head + 1);
         }
         if early_ack {
             for item in &flight.items {
@@ -230,6 +231,17 @@ impl Channel {
             }
         }
         self.in_flight = Some(flight);
+    }
+}
+
+fn named(meaning: &Meaning) -> Option<Box<Named>> {
+    match meaning {
+        Meaning::Message { mention_all, reply_to, mentions, .. }
+            if *mention_all || *reply_to > 0 || !mentions.is_empty() =>
+        {
+            Some(Box::new(Named { users: mentions.clone(), all: *mention_all, reply_to: *reply_to }))
+        }
+        _ => None,
     }
 }
 

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use fanfare_activity::Act;
 use fanfare_proto::{
     Code, Frame, FrameType, UserId,
     frame::routed,
     header::class,
     limits::MEMBERSHIP_AT_ONCE_MEMBERS_MAX,
-    link::{Down, GatewayId, Origin, Tiers},
+    link::{Down, GatewayId, Origin, Tier, Tiers},
     wire,
 };
 use fanfare_storage::mutant;
@@ -23,7 +24,7 @@ use super::Channel;
 use crate::{
     admin::{ChannelSummary, MemberSummary},
     desk::Desk,
-    event::{Cause, Subscribe, Word},
+    event::{Cause, Subscribe, Wants, Word},
     frames, meter,
 };
 
@@ -44,8 +45,8 @@ impl Channel {
 
     /// Serves a session from its position on: first the state, then what is missing, then the live frames, all in one order.
     pub(super) fn subscribe(&mut self, desk: &mut Desk, subscribe: Subscribe) {
-        let Subscribe { origin, position, is_explicit, cause } = subscribe;
-        let served = self.serve(desk, &origin, position, is_explicit, &cause);
+        let Subscribe { origin, position, is_explicit, wants, cause } = subscribe;
+        let served = self.serve(desk, &origin, position, is_explicit, wants, &cause);
         if let Cause::Sync { sync, .. } = cause {
             let saved_early = mutant::is("cursor-saved-before-push");
             let served =
@@ -61,6 +62,7 @@ impl Channel {
         origin: &Origin,
         position: Option<(u32, u64)>,
         is_explicit: bool,
+        wants: Wants,
         cause: &Cause,
     ) -> Option<u64> {
         let standing = self.members.get(origin.user)?;
@@ -113,13 +115,18 @@ impl Channel {
         }
         desk.gateways.reply(origin, out.into());
         if !is_served {
-            self.audience.add(origin);
-            desk.gateways.add(self.id(), origin.gateway, origin.handle);
+            let serving = self.serve_as(desk, origin.user, wants);
+            if serving.tier() == Tier::Warm {
+                // It has everything up to the head: what waits for the others is not for it.
+                self.settle_warm(desk, origin.gateway);
+            }
+            self.audience.add(origin, serving, self.heard);
+            desk.gateways.add(self.id(), origin.gateway, origin.handle, serving.tier());
         }
         Some(position)
     }
 
-    fn gap(&self, after: u64) -> bytes::Bytes {
+    pub(super) fn gap(&self, after: u64) -> bytes::Bytes {
         let head = wire::Head {
             epoch: self.row.epoch,
             epoch_start: self.row.epoch_start,
@@ -130,10 +137,11 @@ impl Channel {
         frames::gap(self.id(), &head)
     }
 
-    /// Where the sessions served at a gateway stand: behind the head while it is behind.
+    /// Where the sessions stand that get entries at once at a gateway: behind the head while it is behind, or entries are held.
     pub(super) fn sent_to(&self, gateway: GatewayId) -> u64 {
         let at = self.audience.gateways.iter().find(|at| at.gateway == gateway);
-        at.and_then(|at| at.behind).unwrap_or(self.row.head)
+        let held = self.waits.held.map_or(self.heard, |first| first.saturating_sub(1));
+        at.and_then(|at| at.behind).map_or(held, |behind| behind.min(held))
     }
 
     /// Sends a GAP to a gateway that is behind, credit or not: it is small, and one at most per channel that fell behind.
@@ -145,13 +153,13 @@ impl Channel {
         if sent < head {
             meter::gap();
             let frames = self.gap(sent);
-            desk.gateways.tell_at(gateway, Down::Fanout { channel, lanes, tiers: Tiers::ALL, frames });
+            desk.gateways.tell_at(gateway, Down::Fanout { channel, lanes, tiers: Tiers::AT_ONCE, frames });
         }
     }
 
     /// A gateway that was behind has credit again: from the tail, or GAP.
     pub fn catch_up(&mut self, desk: &mut Desk, gateway: GatewayId) {
-        let (channel, head) = (self.id(), self.row.head);
+        let (channel, head) = (self.id(), self.heard);
         loop {
             let Some(at) = self.audience.at(gateway) else { return };
             let Some(sent) = at.behind else { return };
@@ -165,11 +173,11 @@ impl Channel {
             }
             let credit = usize::try_from(desk.gateways.credit(gateway)).unwrap_or(0);
             let gathered =
-                if credit == 0 { None } else { self.tail.gather(sent, CATCH_UP_BYTES.min(credit)) };
+                if credit == 0 { None } else { self.tail.gather(sent, head, CATCH_UP_BYTES.min(credit)) };
             let Some((frames, last)) = gathered else {
                 return desk.gateways.put_behind(gateway, channel);
             };
-            desk.gateways.tell_at(gateway, Down::Fanout { channel, lanes, tiers: Tiers::ALL, frames });
+            desk.gateways.tell_at(gateway, Down::Fanout { channel, lanes, tiers: Tiers::AT_ONCE, frames });
             if let Some(at) = self.audience.at(gateway) {
                 at.behind = Some(last);
             }
@@ -186,6 +194,7 @@ impl Channel {
         for gateway in gateways {
             self.catch_up(desk, gateway);
         }
+        self.resume_waits(desk);
     }
 
     /// TYPING.
@@ -201,6 +210,9 @@ impl Channel {
             return;
         }
         let now = Instant::now();
+        if !typing.stopped && self.typed.get(&origin.user).is_none_or(|typed| *typed + TYPING_EVERY <= now) {
+            self.act(desk, origin.user, Act::Type);
+        }
         if self.members.len() > MEMBERSHIP_AT_ONCE_MEMBERS_MAX {
             return;
         }
@@ -233,8 +245,9 @@ impl Channel {
     /// To the audience where there is credit; may be lost.
     pub(super) fn hint(&mut self, desk: &mut Desk, frames: bytes::Bytes) -> bool {
         let (channel, mut all) = (self.id(), true);
-        for at in &self.audience.gateways {
-            let down = Down::Fanout { channel, lanes: at.lanes(), tiers: Tiers::ALL, frames: frames.clone() };
+        for at in self.audience.gateways.iter().filter(|at| at.has_at_once()) {
+            let (lanes, tiers) = (at.lanes(), Tiers::AT_ONCE);
+            let down = Down::Fanout { channel, lanes, tiers, frames: frames.clone() };
             all &= at.behind.is_none() && desk.gateways.fan_out(at.gateway, down);
         }
         all

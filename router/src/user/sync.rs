@@ -129,7 +129,7 @@ impl User {
         let Some(session) = device.session.as_mut().filter(|one| one.session == origin.session) else {
             return;
         };
-        let Some(syncing) = &mut session.syncing else { return };
+        let Some(mut syncing) = session.syncing.take() else { return };
         if !syncing.heads.is_empty() {
             let mut heads = std::mem::take(&mut syncing.heads);
             heads.sort_unstable_by(|one, other| other.cmp(one));
@@ -145,6 +145,7 @@ impl User {
                 origin: *origin,
                 position,
                 is_explicit: explicit.is_some(),
+                wants: session.wants(channel),
                 cause: Cause::Sync { sync: syncing.id, budget },
             };
             syncing.waiting += 1;
@@ -152,10 +153,10 @@ impl User {
             desk.post_channel(channel, Touch::Subscribe(subscribe));
         }
         if syncing.waiting > 0 {
+            session.syncing = Some(syncing);
             return;
         }
         let (failed, total) = (syncing.failed, syncing.total);
-        session.syncing = None;
         let answer = match failed {
             // An answer is complete or says that it is not.
             Some(code) => {

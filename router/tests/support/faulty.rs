@@ -10,7 +10,7 @@ use fanfare_storage::{
     StoreError,
     metadata::{Metadata, WalkedEntry},
     model::{
-        Channel, CursorBatch, Device, DevicePosition, Hash, Mark, Member, OutboxBatch, OutboxRow,
+        Activity, Channel, CursorBatch, Device, DevicePosition, Hash, Mark, Member, OutboxBatch, OutboxRow,
         ShardCommit, User, UserCursor,
     },
 };
@@ -211,6 +211,10 @@ impl Metadata for Faulty {
 
     fn cursors(&self, channel: ChannelId) -> Result<Vec<UserCursor>, StoreError> {
         self.inner.cursors(channel)
+    }
+
+    fn activities(&self, channel: ChannelId) -> Result<Vec<Activity>, StoreError> {
+        self.inner.activities(channel)
     }
 
     fn positions(&self, user: UserId, device: DeviceId) -> Result<Vec<DevicePosition>, StoreError> {

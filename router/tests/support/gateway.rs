@@ -1,7 +1,7 @@
 //! A gateway in memory: mirrors audiences as a real one does and gives each session what it would be written.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, Frame, FrameType, SessionId, UserId,
     frame::routed,
-    link::{AudienceChange, Down, Downlink, GatewayId, Handle, Opened, Origin, Proof, Up, Uplink},
+    link::{AudienceChange, Down, Downlink, GatewayId, Handle, Opened, Origin, Proof, Tier, Up, Uplink},
     wire,
 };
 use fanfare_router::Router;
@@ -36,7 +36,7 @@ pub enum Given {
 #[derive(Default)]
 struct State {
     sessions: HashMap<u64, mpsc::UnboundedSender<Given>>,
-    audience: HashMap<ChannelId, HashSet<u64>>,
+    audience: HashMap<ChannelId, HashMap<u64, Tier>>,
     owed: HashMap<u16, u64>,
     /// Fan-outs seen per channel, and bytes.
     fanouts: HashMap<ChannelId, u64>,
@@ -81,10 +81,13 @@ impl Downlink for Mirror {
                     give(&state, handle.0, Given::Frame(frame.unwrap()));
                 }
             }
-            Down::Fanout { channel, frames, lanes, .. } => {
+            Down::Fanout { channel, frames, lanes, tiers } => {
                 *state.fanouts.entry(channel).or_default() += 1;
                 let all: Vec<Frame> = Frame::iter(frames).map(Result::unwrap).collect();
-                for handle in state.audience.get(&channel).into_iter().flatten() {
+                for (handle, tier) in state.audience.get(&channel).into_iter().flatten() {
+                    if !tiers.contains(*tier) {
+                        continue;
+                    }
                     assert!(
                         lanes >> Handle(*handle).lane() & 1 == 1,
                         "the lanes of a fan-out cover its audience"
@@ -98,7 +101,7 @@ impl Downlink for Mirror {
                 let of = state.audience.entry(channel).or_default();
                 for change in changes {
                     match change {
-                        AudienceChange::Add(handle, _) => drop(of.insert(handle.0)),
+                        AudienceChange::Add(handle, tier) => drop(of.insert(handle.0, tier)),
                         AudienceChange::Remove(handle) => drop(of.remove(&handle.0)),
                     }
                 }
@@ -154,7 +157,12 @@ impl Gateway {
     }
 
     pub fn audience(&self, channel: ChannelId) -> usize {
-        self.mirror.state.lock().unwrap().audience.get(&channel).map_or(0, HashSet::len)
+        self.mirror.state.lock().unwrap().audience.get(&channel).map_or(0, HashMap::len)
+    }
+
+    /// As what a session is served in a channel.
+    pub fn tier(&self, channel: ChannelId, handle: Handle) -> Option<Tier> {
+        self.mirror.state.lock().unwrap().audience.get(&channel)?.get(&handle.0).copied()
     }
 
     pub async fn open(

@@ -1,6 +1,7 @@
 //! The configuration: one table of keys, four layers (flag > environment > file > default), every value with its
 //! origin, all mistakes in one report. Read once, passed down as a plain struct.
 
+mod activity;
 mod file;
 mod keys;
 mod suggest;
@@ -126,6 +127,10 @@ pub struct Configuration {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Which limits are in force.
     pub limits: LimitsProfile,
+    /// How members' activity is counted.
+    pub activity: fanfare_activity::Settings,
+    /// What follows from it.
+    pub tiers: fanfare_router::TierTimes,
     /// Slices of all channels and users, fixed when the data folder is made.
     pub shards: u16,
     /// The log's form.
@@ -276,6 +281,8 @@ impl Layers {
             } else {
                 LimitsProfile::Default
             },
+            activity: activity::settings(self),
+            tiers: activity::tiers(self),
             shards: self.number("router.shards") as u16,
             log: match self.text("log.format") {
                 "pretty" => LogForm::Pretty,

@@ -199,7 +199,7 @@ impl Node {
             .map_err(|error| listen_failed("HTTP", "--http", configuration.http, &error))?;
         let tls = Tls::of(&configuration, started_ms)?;
 
-        let router = wiring::router(&stores, shards).await?;
+        let router = wiring::router(&stores, shards, &configuration).await?;
         let issuer = Arc::new(issuer);
         let verifier = wiring::verifier(&configuration, &issuer)?;
         let trusted = (!configuration.trusted.is_empty())

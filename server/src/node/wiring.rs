@@ -26,9 +26,10 @@ const RESUME_KEY: u8 = 1;
 ///
 /// # Errors
 /// Of the stores.
-pub async fn router(stores: &Stores, shards: u16) -> Outcome<Router> {
+pub async fn router(stores: &Stores, shards: u16, configuration: &Configuration) -> Outcome<Router> {
     let mut config = RouterConfig::new(tokio::runtime::Handle::current());
     config.shards = shards;
+    (config.activity, config.tiers) = (configuration.activity, configuration.tiers);
     let stores = fanfare_router::Stores {
         metadata: stores.metadata.clone(),
         content: stores.content.clone(),

@@ -9,8 +9,8 @@ use crate::{
     error::StoreError,
     hash,
     model::{
-        CursorBatch, Device, DevicePosition, Entry, EntryKind, ListChange, Mark, MarkChange, MarkKind,
-        Member, MemberChange, OutboxRow, Settings, User, UserCursor,
+        Activity, CursorBatch, Device, DevicePosition, Entry, EntryKind, ListChange, Mark, MarkChange,
+        MarkKind, Member, MemberChange, OutboxRow, Settings, User, UserCursor,
     },
 };
 
@@ -284,7 +284,8 @@ pub fn cursors_are_maxima(stores: &Stores) {
         seq,
     };
     let write = |cursor: UserCursor, position: DevicePosition| {
-        let batch = CursorBatch { cursors: vec![cursor], positions: vec![position], devices: Vec::new() };
+        let batch =
+            CursorBatch { cursors: vec![cursor], positions: vec![position], ..CursorBatch::default() };
         stores.metadata.write_cursors(&batch).expect("written");
         (
             stores.metadata.cursors(ChannelId(1)).expect("read")[0],
@@ -297,6 +298,27 @@ pub fn cursors_are_maxima(stores: &Stores) {
     assert_eq!(write(cursor(0, 0, 0), position(1, 99)), (cursor(12, 6, 5), position(2, 3)));
     assert!(stores.metadata.cursors(ChannelId(2)).expect("read").is_empty());
     assert!(stores.metadata.positions(UserId(7), DeviceId(3)).expect("read").is_empty());
+}
+
+pub fn activities_follow_their_seq(stores: &Stores) {
+    let activity = |fast, seq| Activity {
+        channel: ChannelId(1),
+        user: UserId(7),
+        fast,
+        slow: f32::NEG_INFINITY,
+        acted: u32::MAX,
+        seq,
+    };
+    let write = |activity: Activity| {
+        let batch = CursorBatch { activities: vec![activity], ..CursorBatch::default() };
+        stores.metadata.write_cursors(&batch).expect("written");
+        let read = stores.metadata.activities(ChannelId(1)).expect("read");
+        (read[0].fast, read[0].seq, read[0].slow < -1e30, read[0].acted)
+    };
+    assert_eq!(write(activity(97_312.4, 3)), (97_312.4, 3, true, u32::MAX));
+    assert_eq!(write(activity(1.0, 2)), (97_312.4, 3, true, u32::MAX), "older: an owner that was replaced");
+    assert_eq!(write(activity(-5.5, 3)), (-5.5, 3, true, u32::MAX));
+    assert!(stores.metadata.activities(ChannelId(2)).expect("read").is_empty());
 }
 
 pub fn devices_are_revoked(stores: &Stores) {

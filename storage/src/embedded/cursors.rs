@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use super::{database::sql, sql_error::of_statement, sqlite::unsigned};
 use crate::{
     error::StoreError,
-    model::{CursorBatch, Device, DevicePosition, UserCursor},
+    model::{Activity, CursorBatch, Device, DevicePosition, UserCursor},
 };
 
 /// Merges a batch.
@@ -63,7 +63,28 @@ fn merge(connection: &Connection, batch: &CursorBatch) -> rusqlite::Result<()> {
             sql(device.seen_ms),
         ))?;
     }
+    let mut activities = connection.prepare_cached(
+        "INSERT INTO activities (channel, user, fast, slow, acted, seq) VALUES (?, ?, ?, ?, ?, ?)
+         ON CONFLICT (channel, user) DO UPDATE SET
+         fast = excluded.fast, slow = excluded.slow, acted = excluded.acted, seq = excluded.seq
+         WHERE excluded.seq >= seq",
+    )?;
+    for activity in &batch.activities {
+        activities.execute((
+            sql(activity.channel.0),
+            sql(activity.user.0),
+            stored(activity.fast),
+            stored(activity.slow),
+            activity.acted,
+            sql(activity.seq),
+        ))?;
+    }
     Ok(())
+}
+
+/// SQLite has no infinities in a statement's values that it would not take for NULL.
+fn stored(logarithm: f32) -> f64 {
+    f64::from(logarithm.max(f32::MIN))
 }
 
 /// Raises a device's generation; a device never seen is made, so that it cannot come back with an old secret.
@@ -90,6 +111,25 @@ pub fn of_channel(connection: &Connection, channel: ChannelId) -> rusqlite::Resu
                 delivered: unsigned(row, 1)?,
                 read: unsigned(row, 2)?,
                 read_ordinal: unsigned(row, 3)?,
+            })
+        })?
+        .collect()
+}
+
+/// How active a channel's members are.
+pub fn activities(connection: &Connection, channel: ChannelId) -> rusqlite::Result<Vec<Activity>> {
+    connection
+        .prepare_cached(
+            "SELECT user, fast, slow, acted, seq FROM activities WHERE channel = ? ORDER BY user",
+        )?
+        .query_map([sql(channel.0)], |row| {
+            Ok(Activity {
+                channel,
+                user: UserId(unsigned(row, 0)?),
+                fast: row.get::<_, f64>(1)? as f32,
+                slow: row.get::<_, f64>(2)? as f32,
+                acted: row.get(3)?,
+                seq: unsigned(row, 4)?,
             })
         })?
         .collect()

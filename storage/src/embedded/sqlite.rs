@@ -25,8 +25,8 @@ use crate::{
     fault,
     metadata::{Metadata, WalkedEntry},
     model::{
-        Channel, CursorBatch, Device, DevicePosition, Hash, Mark, MarkKind, Member, OutboxBatch, OutboxRow,
-        ShardCommit, User, UserCursor,
+        Activity, Channel, CursorBatch, Device, DevicePosition, Hash, Mark, MarkKind, Member, OutboxBatch,
+        OutboxRow, ShardCommit, User, UserCursor,
     },
     ownership::{Lease, Ownership},
 };
@@ -38,7 +38,8 @@ const META_MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/meta/0004-rights.sql"),
     include_str!("../../migrations/meta/0005-outbox.sql"),
 ];
-const CURSORS_MIGRATIONS: &[&str] = &[include_str!("../../migrations/cursors/0001.sql")];
+const CURSORS_MIGRATIONS: &[&str] =
+    &[include_str!("../../migrations/cursors/0001.sql"), include_str!("../../migrations/cursors/0002.sql")];
 
 /// The embedded metadata store. Holds every shard of the deployment.
 #[derive(Debug)]
@@ -481,6 +482,10 @@ impl Metadata for SqliteMetadata {
 
     fn cursors(&self, channel: ChannelId) -> Result<Vec<UserCursor>, StoreError> {
         self.cursors.read(|connection| cursors::of_channel(connection, channel))
+    }
+
+    fn activities(&self, channel: ChannelId) -> Result<Vec<Activity>, StoreError> {
+        self.cursors.read(|connection| cursors::activities(connection, channel))
     }
 
     fn positions(&self, user: UserId, device: DeviceId) -> Result<Vec<DevicePosition>, StoreError> {

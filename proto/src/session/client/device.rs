@@ -76,6 +76,11 @@ pub struct ChannelLog {
 }
 
 impl ChannelLog {
+    /// Newest seq that the server has sent or named in this session.
+    pub fn tip(&self) -> Seq {
+        self.tip
+    }
+
     /// Marks one entry held and moves the position; whether it was new.
     pub(super) fn hold(&mut self, seq: Seq) -> bool {
         if seq <= self.position || !self.held.insert(seq) {

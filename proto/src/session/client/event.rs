@@ -15,7 +15,20 @@ pub enum Event {
     Welcome(Box<wire::Welcome>),
     /// A DELIVER frame of an entry not held before; it is held now.
     Deliver(Frame),
-    /// Entries behind `after` up to `head` were not sent, by word of GAP or NOTIFY: FETCH what of them is wanted.
+    /// The channel's head stands there, by word of NOTIFY to a session with tiers: what of the entries behind `after` is not held was not
+    /// sent. FETCH it when the user looks.
+    Notified {
+        /// The channel.
+        channel: ChannelId,
+        /// End of what is held without a hole.
+        after: Seq,
+        /// Newest seq of the channel.
+        head: Seq,
+        /// Messages up to it.
+        ordinal: u64,
+    },
+    /// Entries behind `after` up to `head` were not sent, by word of GAP, or of NOTIFY to a session with full delivery: FETCH what of them
+    /// is wanted.
     Gap {
         /// The channel.
         channel: ChannelId,

@@ -64,9 +64,10 @@ impl ClientSession {
         &mut self,
         channel: ChannelId,
         head: &wire::Head,
+        by_tier: bool,
         sink: &mut impl FnMut(Event),
     ) -> Result<(), Code> {
-        bounded([head.head, head.after, head.epoch_start])?;
+        bounded([head.head, head.after, head.epoch_start, head.ordinal])?;
         let log = log_of(&mut self.device, channel)?;
         if !log.followed && log.position == 0 && log.held.is_empty() {
             (log.epoch, log.epoch_start, log.position) = (head.epoch, head.epoch_start, head.after);
@@ -75,8 +76,11 @@ impl ClientSession {
         }
         log.followed = true;
         log.tip = log.tip.max(head.head);
-        if !log.held.missing(log.position, head.head).is_empty() {
-            sink(Event::Gap { channel, after: log.position, head: head.head });
+        let (after, is_missing) = (log.position, !log.held.missing(log.position, head.head).is_empty());
+        if by_tier {
+            sink(Event::Notified { channel, after, head: head.head, ordinal: head.ordinal });
+        } else if is_missing {
+            sink(Event::Gap { channel, after, head: head.head });
         }
         Ok(())
     }

@@ -193,7 +193,7 @@ fn a_gap_asks_for_fetch_and_live_goes_on_behind_it() {
     bench.take(routed(FrameType::Page, number, &page(5, 11, false))).unwrap();
     assert_eq!((bench.position(), bench.session.requests_in_flight()), (21, 0));
     bench.take(routed(FrameType::Notify, 30, &Head { head: 30, ..Default::default() })).unwrap();
-    assert!(matches!(bench.events.last(), Some(Event::Gap { after: 21, head: 30, .. })));
+    assert!(matches!(bench.events.last(), Some(Event::Notified { after: 21, head: 30, .. })));
     bench.session.skip_to(bench.now, ROOM, 30);
     bench.take(deliver(ROOM, 0, 31)).unwrap();
     assert_eq!(bench.position(), 31);

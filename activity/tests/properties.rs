@@ -1,0 +1,141 @@
+//! Scores and levels over virtual time.
+
+use fanfare_activity::{Act, EPOCH_S, Level, Member, Score, Settings, Shown, level};
+use proptest::prelude::*;
+
+const ACTS: [Act; 8] =
+    [Act::Send, Act::Tap, Act::Reply, Act::React, Act::Named, Act::Look, Act::Read, Act::Type];
+
+fn act() -> impl Strategy<Value = Act> {
+    (0..ACTS.len()).prop_map(|number| ACTS[number])
+}
+
+/// Acts with the milliseconds since the one before, in a year within ten of the epoch.
+fn history() -> impl Strategy<Value = (u64, Vec<(u64, Act)>)> {
+    let gap = prop_oneof![0..2_000u64, 0..600_000u64, 0..86_400_000u64, 0..30 * 86_400_000u64];
+    (0..10 * 365 * 86_400_000u64, prop::collection::vec((gap, act()), 1..60))
+        .prop_map(|(from, acts)| (EPOCH_S * 1_000 + from, acts))
+}
+
+fn member(shown: Shown) -> Member {
+    Member { shown, is_direct: false, members: 1_000, unread: 0 }
+}
+
+fn played(settings: &Settings, from: u64, acts: &[(u64, Act)]) -> (Score, u64) {
+    let (mut score, mut now) = (Score::default(), from);
+    for (gap, act) in acts {
+        now += gap;
+        score.act(settings, *act, now);
+    }
+    (score, now)
+}
+
+proptest! {
+    #[test]
+    fn forward_decay_counts_what_a_sweep_would((from, acts) in history()) {
+        let settings = Settings::default();
+        let (score, now) = played(&settings, from, &acts);
+        let (mut fast, mut slow, mut at) = (0.0f64, 0.0f64, from);
+        for (gap, act) in &acts {
+            at += gap;
+            let gap = *gap as f64 / 1_000.0;
+            fast *= 0.5f64.powf(gap / f64::from(settings.fast_half_life_s));
+            slow *= 0.5f64.powf(gap / f64::from(settings.slow_half_life_s));
+            fast += f64::from(settings.weight(*act));
+            slow += f64::from(settings.weight(*act));
+        }
+        prop_assert_eq!(at, now);
+        let counts = score.counts(&settings, now);
+        // 32 bits of a logarithm that has grown for ten years: to 3 % an act.
+        prop_assert!((f64::from(counts.0) / fast - 1.0).abs() < 0.05, "{:?} {fast}", counts);
+        prop_assert!((f64::from(counts.1) / slow - 1.0).abs() < 0.01, "{:?} {slow}", counts);
+    }
+
+    #[test]
+    fn an_act_raises_and_time_lowers((from, acts) in history(), more in act(), later in 1..86_400_000u64) {
+        let settings = Settings::default();
+        let (score, now) = played(&settings, from, &acts);
+        let mut raised = score;
+        raised.act(&settings, more, now);
+        prop_assert!(raised.base(&settings, now, 0) >= score.base(&settings, now, 0) - 1e-3);
+        prop_assert!(score.base(&settings, now + later, 0) <= score.base(&settings, now, 0));
+        prop_assert!((0.0..=1.0).contains(&member(Shown::Visible).score(&settings, &score, now)));
+        prop_assert_eq!(Score::of_parts(score.parts()), score);
+    }
+
+    #[test]
+    fn promotion_is_immediate_and_demotion_waits((from, acts) in history(), steps in prop::collection::vec(1..90_000u64, 1..80)) {
+        let settings = Settings::default();
+        let (score, mut now) = played(&settings, from, &acts);
+        let member = member(Shown::Foreground);
+        let mut current = level(&settings, &score, &member, Level::Passive, now);
+        let value = |now| member.score(&settings, &score, now);
+        for step in steps {
+            now += step;
+            let next = level(&settings, &score, &member, current, now);
+            if value(now) >= settings.active {
+                prop_assert_eq!(next, Level::Active);
+            } else if value(now) >= settings.warm {
+                prop_assert!(next >= Level::Warm);
+            }
+            // Nothing happens meanwhile: it does not rise, and falls only what was below its threshold's part for a minute.
+            prop_assert!(next <= current);
+            let earlier = value(now - (settings.patience_s * 1_000.0) as u64);
+            if next < Level::Active && current == Level::Active {
+                prop_assert!(earlier < settings.active * settings.exit);
+            }
+            if next == Level::Passive && current > Level::Passive {
+                prop_assert!(earlier < settings.warm * settings.exit);
+            }
+            current = next;
+        }
+        let month = now + 60 * 86_400_000;
+        prop_assert_eq!(level(&settings, &score, &member, Level::Active, month), Level::Passive);
+    }
+
+    #[test]
+    fn what_is_shown_orders_the_score((from, acts) in history()) {
+        let settings = Settings::default();
+        let (score, now) = played(&settings, from, &acts);
+        let of = |shown| member(shown).score(&settings, &score, now);
+        prop_assert!(of(Shown::Background) <= of(Shown::Foreground) && of(Shown::Foreground) <= of(Shown::Visible));
+        let direct = Member { is_direct: true, ..member(Shown::Background) };
+        let small = Member { members: settings.small_members, ..member(Shown::Background) };
+        for one in [direct, small] {
+            prop_assert_eq!(level(&settings, &score, &one, Level::Passive, now), Level::Active);
+        }
+    }
+}
+
+#[test]
+fn scores_of_the_table() {
+    let settings = Settings::default();
+    let now = (EPOCH_S + 86_400 * 400) * 1_000;
+    let mut score = Score::default();
+    assert_eq!(score.base(&settings, now, 0), 0.0);
+    assert!(score.is_spent(&settings, now));
+    score.act(&settings, Act::Send, now);
+    // sat(8) = 1/2 in both.
+    assert!((score.base(&settings, now, 0) - 0.5).abs() < 0.01);
+    assert_eq!(level(&settings, &score, &member(Shown::Foreground), Level::Passive, now), Level::Active);
+    assert_eq!(level(&settings, &score, &member(Shown::Background), Level::Passive, now), Level::Warm);
+    // Ten minutes later the fast counter is 4, sat = 1/3.
+    let later = now + 600_000;
+    assert!((score.base(&settings, later, 0) - (0.65 / 3.0 + 0.35 / 2.0)).abs() < 0.01);
+}
+
+#[test]
+fn twenty_unread_for_a_day_halve() {
+    let settings = Settings::default();
+    let now = (EPOCH_S + 86_400 * 400) * 1_000;
+    let mut score = Score::default();
+    score.act(&settings, Act::Send, now);
+    let later = now + 2 * 86_400_000;
+    let (read, unread) = (score.base(&settings, later, 19), score.base(&settings, later, 20));
+    assert!((unread * 4.0 - read).abs() < 1e-6);
+    // Being named is nothing it did itself; a look is.
+    score.act(&settings, Act::Named, later);
+    assert!(score.base(&settings, later, 20) < score.base(&settings, later, 0));
+    score.act(&settings, Act::Look, later);
+    assert_eq!(score.base(&settings, later, 20), score.base(&settings, later, 0));
+}

@@ -1,0 +1,168 @@
+//! What may wait: frames for warm and passive members. A lane gives them out in slices, between which everything else has its turn.
+
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use fanfare_proto::{
+    ids::ChannelId,
+    link::{Handle, Tiers},
+};
+
+use super::{Lane, State, mark};
+use crate::{audience::Slice, connection::Dirty, gather::Gathers, shared::Shared};
+
+/// Members that one slice serves: a fraction of a millisecond.
+const SLICE: usize = 128;
+
+/// What the owner is given back when everybody has the frames.
+pub(super) struct Credit {
+    pub owner: u16,
+    pub bytes: u32,
+    /// Where several lanes got the same: how many still have it.
+    pub shared: Option<Arc<AtomicU32>>,
+}
+
+/// Channels with frames on their way, each once, the oldest first.
+#[derive(Default)]
+pub(super) struct Laters {
+    queue: VecDeque<(ChannelId, Credit)>,
+}
+
+impl Laters {
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl Lane {
+    /// Serves some members of the oldest channel that waits.
+    pub(super) fn slice(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some((channel, _)) = state.later.queue.front() else { return };
+        let (channel, now_ms) = (*channel, self.shared.clock.now_ms());
+        if let Slice::Done = state.serve_later(&self.shared, channel, SLICE, now_ms)
+            && let Some((_, credit)) = state.later.queue.pop_front()
+        {
+            state.served_later(credit);
+        }
+        state.flush(&self.shared, now_ms);
+        for (owner, bytes) in state.handed_on.drain(..) {
+            self.shared.credits.handed_on(self.shared.id, owner, bytes, &*self.shared.uplink);
+        }
+        if state.later.queue.is_empty() && state.later.queue.capacity() > SLICE {
+            state.later.queue = VecDeque::new();
+        }
+    }
+}
+
+impl State {
+    /// Frames that may wait. Those that are still on their way in the same channel go first, all at once: there is one of a channel.
+    pub(super) fn later(
+        &mut self,
+        shared: &Shared,
+        channel: ChannelId,
+        tiers: Tiers,
+        frames: &Bytes,
+        credit: Credit,
+        now_ms: u64,
+    ) {
+        let mut gathers = Gathers::default();
+        let mut parts = Vec::new();
+        gathers.add(channel, tiers, frames, |gathered| parts.push(gathered));
+        parts.extend(gathers.drain());
+        let last = parts.len().saturating_sub(1);
+        for (number, gathered) in parts.into_iter().enumerate() {
+            self.finish(shared, channel, now_ms);
+            if !self.audience.give_later(channel, gathered.tiers, gathered) {
+                break;
+            }
+            if number == last {
+                self.later.queue.push_back((channel, credit));
+                return;
+            }
+            self.serve_later(shared, channel, usize::MAX, now_ms);
+        }
+        // Nobody is there.
+        self.served_later(credit);
+    }
+
+    /// Gives out what is on its way in a channel.
+    fn finish(&mut self, shared: &Shared, channel: ChannelId, now_ms: u64) {
+        if let Some(place) = self.later.queue.iter().position(|(waiting, _)| *waiting == channel) {
+            self.serve_later(shared, channel, usize::MAX, now_ms);
+            if let Some((_, credit)) = self.later.queue.remove(place) {
+                self.served_later(credit);
+            }
+        }
+    }
+
+    fn served_later(&mut self, credit: Credit) {
+        let Credit { owner, bytes, shared } = credit;
+        if shared.is_none_or(|left| left.fetch_sub(1, Ordering::AcqRel) == 1) {
+            self.count_credit(owner, bytes);
+        }
+    }
+
+    fn serve_later(&mut self, shared: &Shared, channel: ChannelId, most: usize, now_ms: u64) -> Slice {
+        let Self { connections, audience, dirty, .. } = self;
+        let (mut taken, mut entries, mut bytes, mut sends) = (0, 0, 0, 0);
+        let slice = audience.slice(channel, most, |gathered, member| {
+            let Some(connection) = connections.get_mut(member.slot()) else { return false };
+            if connection.origin.handle.generation() != member.generation {
+                return false;
+            }
+            let is_taken = if connection.dirty == Dirty::No {
+                sends += 1;
+                connection.gathered_now(shared, &gathered.chunk, now_ms)
+            } else {
+                mark(dirty, member.slot(), connection);
+                connection.gathered(shared, &gathered.chunk, now_ms)
+            };
+            if is_taken {
+                taken += 1;
+                entries += gathered.entries;
+                bytes += gathered.chunk.bytes.len() as u64;
+            }
+            true
+        });
+        self.buffers_out += taken;
+        self.entries_out += entries;
+        self.bytes_out += bytes;
+        self.sends_out += sends;
+        slice
+    }
+
+    /// A member is about to be given something else of the channel, or to be served otherwise: what is on its way to it goes first.
+    pub(super) fn hurry(&mut self, shared: &Shared, channel: ChannelId, handle: Handle, now_ms: u64) {
+        if self.later.is_empty() {
+            return;
+        }
+        let Self { connections, audience, dirty, .. } = self;
+        let Some(gathered) = audience.due_now(channel, handle) else { return };
+        let Some(connection) = connections.get_mut(handle.slot()) else { return };
+        if connection.origin.handle == handle {
+            mark(dirty, handle.slot(), connection);
+            if connection.gathered(shared, &gathered.chunk, now_ms) {
+                self.buffers_out += 1;
+                self.entries_out += gathered.entries;
+                self.bytes_out += gathered.chunk.bytes.len() as u64;
+            }
+        }
+    }
+
+    /// As [`Self::hurry`], in all channels.
+    pub(super) fn hurry_all(&mut self, shared: &Shared, handle: Handle, now_ms: u64) {
+        let waiting: Vec<ChannelId> = self.later.queue.iter().map(|(channel, _)| *channel).collect();
+        for channel in waiting {
+            self.hurry(shared, channel, handle, now_ms);
+        }
+    }
+}

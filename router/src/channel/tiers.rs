@@ -1,0 +1,444 @@
+//! Who gets what when: sessions' tiers by what members do and show, and the delayed part of the fan-out.
+//!
+//! Entries go to visible and active sessions as they are committed ([`Channel::fan_out`]). Warm sessions of a gateway get a bundle from
+//! the tail, and passive ones a NOTIFY with the head; a timer of the channel is set when there is something for them, so what that costs
+//! follows the time and not the rate of messages. Everything a channel knows of this is a seq for each gateway and tier.
+
+use std::time::Duration;
+
+use fanfare_activity::{Act, Level, Member, Shown, level};
+use fanfare_proto::{
+    FrameType, UserId,
+    frame::routed,
+    header::class,
+    link::{GatewayId, Origin, Tier, Tiers},
+    wire,
+};
+use fanfare_storage::model::CursorBatch;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::{Channel, Sequenced};
+use crate::{
+    audience::{Listener, Serving},
+    desk::{Desk, Due},
+    event::Wants,
+    meter,
+    scores::act_of,
+    writer::Job,
+};
+
+/// Bytes of one bundle, and of what one session is sent when its tier rises; beyond it is told the head.
+const BUNDLE_BYTES: usize = 64 * 1024;
+/// How long changed scores stay unwritten.
+const SCORES_EVERY: Duration = Duration::from_secs(30);
+/// Looking at a channel counts once in this.
+const LOOKS_EVERY_MS: u64 = 30_000;
+
+/// What of a channel waits for a time.
+#[derive(Debug, Default)]
+pub struct Waits {
+    /// A bundle for warm sessions.
+    warm: bool,
+    /// A NOTIFY for passive ones: with the app on screen, and not.
+    told: [bool; 2],
+    look: bool,
+    scores: bool,
+    /// Membership entries from this seq on.
+    pub(super) held: Option<u64>,
+    /// When the last of them went out.
+    pub(super) held_sent: Option<Instant>,
+}
+
+impl Channel {
+    /// Whether members' activity decides anything here: not in direct channels and small groups, where everybody is active.
+    fn is_tiered(&self, desk: &Desk) -> bool {
+        let config = &desk.context.config;
+        config.tiers.by_activity && !self.is_direct() && self.members.len() > config.activity.small_members
+    }
+
+    fn member(&self, user: UserId, shown: Shown) -> Member {
+        let read = self.cursors.get(user).read_ordinal;
+        let unread = self.row.ordinal.saturating_sub(read);
+        Member { shown, is_direct: self.is_direct(), members: self.members.len(), unread }
+    }
+
+    /// How a session of that user is to be served that shows so much and has that level now.
+    fn served_as(&self, desk: &Desk, user: UserId, shown: Shown, now: Level) -> Serving {
+        if shown == Shown::Visible || !self.is_tiered(desk) {
+            return Serving::of(shown, Level::Active);
+        }
+        let (config, score) = (&desk.context.config, self.scores.get(user));
+        let level = level(&config.activity, &score, &self.member(user, shown), now, desk.context.now_ms());
+        Serving::of(shown, level)
+    }
+
+    /// How a new session is to be served.
+    pub(super) fn serve_as(&mut self, desk: &mut Desk, user: UserId, wants: Wants) -> Serving {
+        let serving = match wants {
+            Wants::Full => Serving::Full,
+            Wants::ByTier(shown) => self.served_as(desk, user, shown, Level::Passive),
+        };
+        if serving.may_fade() {
+            self.look_later(desk);
+        }
+        serving
+    }
+
+    /// A member did something, or others did something to it: its sessions rise where the score says so.
+    pub(super) fn act(&mut self, desk: &mut Desk, user: UserId, act: Act) {
+        if self.is_direct() || self.members.get(user).is_none() {
+            return;
+        }
+        let now_ms = desk.context.now_ms();
+        if self.scores.act(&desk.context.config.activity, user, act, now_ms) && !self.waits.scores {
+            self.waits.scores = true;
+            desk.at(Instant::now() + SCORES_EVERY, Due::Scores(self.id()));
+        }
+        for listener in self.audience.of_user(user) {
+            if listener.serving.level() < Level::Active {
+                let shown = listener.serving.shown();
+                let serving = self.served_as(desk, user, shown, listener.serving.level());
+                self.serve_otherwise(desk, user, &listener, serving);
+            }
+        }
+    }
+
+    /// A member is mentioned or replied to: its sessions get that entry and what follows at once.
+    fn name(&mut self, desk: &mut Desk, user: UserId) {
+        self.act(desk, user, Act::Named);
+        for listener in self.audience.of_user(user) {
+            if listener.serving.level() < Level::Active {
+                let serving = Serving::of(listener.serving.shown(), Level::Active);
+                self.serve_otherwise(desk, user, &listener, serving);
+            }
+        }
+    }
+
+    /// What committed entries say of members, before anybody hears of them: who is named hears with the active ones.
+    pub(super) fn before_hearing(&mut self, desk: &mut Desk, items: &[Sequenced]) {
+        if self.is_direct() {
+            return;
+        }
+        for item in items {
+            let sender = item.entry.sender;
+            if let Some(act) = act_of(item.entry.kind) {
+                self.act(desk, sender, act);
+            }
+            let Some(named) = &item.named else { continue };
+            if named.reply_to > 0 {
+                self.act(desk, sender, Act::Reply);
+                if let Some(target) = self.tail.get(named.reply_to).map(|held| held.sender)
+                    && target != sender
+                {
+                    self.name(desk, target);
+                }
+            }
+            for user in named.users.iter().filter(|user| **user != sender) {
+                self.name(desk, *user);
+            }
+        }
+    }
+
+    /// A session shows the channel, or no longer, or the app came or went.
+    pub(super) fn shows(&mut self, desk: &mut Desk, origin: &Origin, shown: Shown) {
+        let Origin { gateway, handle, user, .. } = *origin;
+        let Some(serving) = self.audience.serving(gateway, user, handle) else { return };
+        if serving == Serving::Full || serving.shown() == shown {
+            return;
+        }
+        let is_opened = shown == Shown::Visible;
+        let listener = Listener { gateway, handle, serving };
+        let wanted = self.served_as(desk, user, shown, serving.level());
+        self.serve_otherwise(desk, user, &listener, wanted);
+        if is_opened {
+            self.looked(desk, user);
+        }
+    }
+
+    /// Opening the channel again and again is one look.
+    fn looked(&mut self, desk: &mut Desk, user: UserId) {
+        let now_ms = desk.context.now_ms();
+        if self.scores.get(user).acted_ms() + LOOKS_EVERY_MS <= now_ms {
+            self.act(desk, user, Act::Look);
+        }
+    }
+
+    /// Serves a session otherwise. First it gets what those have whom it joins, then the gateway is told.
+    fn serve_otherwise(&mut self, desk: &mut Desk, user: UserId, listener: &Listener, to: Serving) {
+        let from = listener.serving;
+        if from == to || from == Serving::Full {
+            return;
+        }
+        let gateway = listener.gateway;
+        if from.tier() != to.tier() {
+            if from.tier() == Tier::Warm || to.tier() == Tier::Warm {
+                self.settle_warm(desk, gateway);
+            }
+            let stands = self.stands_at(gateway, from);
+            if stands < self.heard {
+                let frames = self.news(stands, from.level() > Level::Passive);
+                desk.gateways.reply_at(gateway, listener.handle, frames);
+            }
+        }
+        self.audience.set(user, listener, to);
+        if from.tier() != to.tier() {
+            desk.gateways.add(self.id(), gateway, listener.handle, to.tier());
+        }
+        if to.may_fade() {
+            self.look_later(desk);
+        }
+    }
+
+    /// Up to where sessions served so at a gateway were sent entries, or told the head.
+    fn stands_at(&self, gateway: GatewayId, serving: Serving) -> u64 {
+        let Some(at) = self.audience.gateways.iter().find(|at| at.gateway == gateway) else {
+            return self.heard;
+        };
+        match serving.tier() {
+            Tier::Visible | Tier::Active => self.sent_to(gateway),
+            Tier::Warm => at.warm_to,
+            Tier::Passive => at.told[0],
+            Tier::Background => at.told[1],
+        }
+    }
+
+    /// What a session that stands there gets to be as far as the others: frames where it had all before and they are few, else the head.
+    fn news(&self, stands: u64, had_all: bool) -> bytes::Bytes {
+        if had_all && self.tail.covers(stands, self.heard) {
+            let gathered = self.tail.gather(stands, self.heard, BUNDLE_BYTES);
+            if let Some((frames, last)) = gathered
+                && last == self.heard
+            {
+                return frames;
+            }
+        }
+        self.notify(stands)
+    }
+
+    /// NOTIFY with the head as far as it is heard of.
+    fn notify(&self, after: u64) -> bytes::Bytes {
+        let ordinal = self.tail.get(self.heard).map_or(self.row.ordinal, |held| held.ordinal);
+        let head = wire::Head {
+            epoch: self.row.epoch,
+            epoch_start: self.row.epoch_start,
+            head: self.heard,
+            ordinal,
+            after,
+        };
+        routed(FrameType::Notify, class::STATE, 0, head.epoch, self.id(), head.head, &head)
+    }
+
+    fn look_later(&mut self, desk: &mut Desk) {
+        if !self.waits.look && self.is_tiered(desk) {
+            self.waits.look = true;
+            desk.at(Instant::now() + desk.context.config.tiers.look, Due::Look(self.id()));
+        }
+    }
+
+    /// The group grew or shrank: whether activity decides may have changed.
+    pub(super) fn resized(&mut self, desk: &mut Desk) {
+        if self.is_tiered(desk) {
+            return self.look_later(desk);
+        }
+        if self
+            .audience
+            .gateways
+            .iter()
+            .any(|at| [Tier::Warm, Tier::Passive, Tier::Background].iter().any(|tier| at.count(*tier) > 0))
+        {
+            self.look_at(desk, |serving| serving.level() < Level::Active);
+        }
+    }
+
+    /// Looks at the scores of those who may have to go down a tier.
+    pub fn look(&mut self, desk: &mut Desk) {
+        self.waits.look = false;
+        let visible: SmallVec<[UserId; 16]> = self
+            .audience
+            .gateways
+            .iter()
+            .filter(|at| at.count(Tier::Visible) > 0)
+            .flat_map(|at| at.all())
+            .filter(|(_, listener)| listener.serving == Serving::Visible)
+            .map(|(user, _)| user)
+            .collect();
+        for user in visible {
+            self.looked(desk, user);
+        }
+        self.look_at(desk, Serving::may_fade);
+    }
+
+    fn look_at(&mut self, desk: &mut Desk, is_looked_at: impl Fn(Serving) -> bool) {
+        let mut changed: Vec<(UserId, Listener, Serving)> = Vec::new();
+        let mut may_fade = false;
+        for (user, listener) in self.audience.gateways.iter().flat_map(|at| at.all()) {
+            let serving = listener.serving;
+            if !is_looked_at(serving) {
+                continue;
+            }
+            let wanted = self.served_as(desk, user, serving.shown(), serving.level());
+            may_fade |= wanted.may_fade();
+            if wanted != serving {
+                changed.push((user, listener, wanted));
+            }
+        }
+        for (user, listener, wanted) in changed {
+            self.serve_otherwise(desk, user, &listener, wanted);
+        }
+        if may_fade {
+            self.look_later(desk);
+        }
+    }
+
+    /// Something is there for warm and passive sessions: they get it in their time.
+    pub(super) fn put_off(&mut self, desk: &mut Desk) {
+        let (warm, passive, background) = self.audience.gateways.iter().fold((0, 0, 0), |sums, at| {
+            let (warm, passive) = (at.count(Tier::Warm), at.count(Tier::Passive));
+            (sums.0 + warm, sums.1 + passive, sums.2 + at.count(Tier::Background))
+        });
+        let (now, times) = (Instant::now(), desk.context.config.tiers);
+        if warm > 0 && !std::mem::replace(&mut self.waits.warm, true) {
+            desk.at(now + desk.strain.warm(times.warm), Due::Warm(self.id()));
+        }
+        let passives = [(passive, times.passive), (background, times.background)];
+        for (number, (count, after)) in passives.into_iter().enumerate() {
+            if count > 0 && !std::mem::replace(&mut self.waits.told[number], true) {
+                let tier = if number == 0 { Tier::Passive } else { Tier::Background };
+                desk.at(now + desk.strain.passive(after), Due::Tell(self.id(), tier));
+            }
+        }
+    }
+
+    /// The time of warm sessions has come.
+    pub fn tell_warm(&mut self, desk: &mut Desk) {
+        self.waits.warm = false;
+        let gateways: SmallVec<[GatewayId; 4]> = self.audience.gateways.iter().map(|at| at.gateway).collect();
+        let mut is_all = true;
+        for gateway in gateways {
+            is_all &= self.bundle(desk, gateway, true);
+        }
+        if !is_all {
+            self.put_off(desk);
+        }
+    }
+
+    /// Warm sessions of a gateway get what there is for them, now.
+    pub(super) fn settle_warm(&mut self, desk: &mut Desk, gateway: GatewayId) {
+        self.bundle(desk, gateway, false);
+    }
+
+    /// Sends warm sessions of a gateway what they were not sent yet; with `waits` only as far as there is credit. Gives whether they have
+    /// all of it.
+    fn bundle(&mut self, desk: &mut Desk, gateway: GatewayId, waits: bool) -> bool {
+        let heard = self.heard;
+        loop {
+            let Some(at) = self.audience.at(gateway) else { return true };
+            let (stands, lanes) = (at.warm_to, at.lanes());
+            if stands >= heard || at.count(Tier::Warm) == 0 {
+                at.warm_to = heard;
+                return true;
+            }
+            let gathered = if self.tail.covers(stands, heard) {
+                self.tail.gather(stands, heard, BUNDLE_BYTES)
+            } else {
+                None
+            };
+            let (frames, to) = gathered.unwrap_or_else(|| (self.notify(stands), heard));
+            let down =
+                fanfare_proto::link::Down::Fanout { channel: self.id(), lanes, tiers: Tiers::WARM, frames };
+            if !waits {
+                desk.gateways.tell_at(gateway, down);
+            } else if !desk.gateways.fan_out_late(gateway, down) {
+                desk.strain.short();
+                return false;
+            }
+            meter::bundle();
+            if let Some(at) = self.audience.at(gateway) {
+                at.warm_to = to;
+            }
+        }
+    }
+
+    /// The time of passive sessions has come: one NOTIFY for each gateway, however many entries there were.
+    pub fn tell_passive(&mut self, desk: &mut Desk, tier: Tier) {
+        let number = usize::from(tier == Tier::Background);
+        self.waits.told[number] = false;
+        let (channel, heard) = (self.id(), self.heard);
+        let oldest = self.audience.gateways.iter().map(|at| at.told[number]).min().unwrap_or(heard);
+        if oldest >= heard {
+            return;
+        }
+        let frames = self.notify(oldest);
+        let mut is_all = true;
+        for at in &mut self.audience.gateways {
+            if at.told[number] < heard && at.count(tier) > 0 {
+                let (lanes, tiers) = (at.lanes(), Tiers::of(tier));
+                let down =
+                    fanfare_proto::link::Down::Fanout { channel, lanes, tiers, frames: frames.clone() };
+                if !desk.gateways.fan_out_late(at.gateway, down) {
+                    desk.strain.short();
+                    is_all = false;
+                    continue;
+                }
+                meter::notify();
+            }
+            at.told[number] = heard;
+        }
+        if !is_all {
+            self.put_off(desk);
+        }
+    }
+
+    /// An entry for everybody in the same moment: to warm sessions with what they lack, to passive ones behind the head.
+    pub(super) fn tell_all(&mut self, desk: &mut Desk, frames: &bytes::Bytes) {
+        let gateways: SmallVec<[GatewayId; 4]> = self.audience.gateways.iter().map(|at| at.gateway).collect();
+        for gateway in gateways {
+            self.settle_warm(desk, gateway);
+        }
+        let (channel, heard) = (self.id(), self.heard);
+        let mut both = self.notify(0).to_vec();
+        both.extend_from_slice(frames);
+        let frames = bytes::Bytes::from(both);
+        for at in &mut self.audience.gateways {
+            if at.count(Tier::Passive) + at.count(Tier::Background) > 0 {
+                let tiers = Tiers(Tiers::of(Tier::Passive).0 | Tiers::of(Tier::Background).0);
+                let lanes = at.lanes();
+                let down =
+                    fanfare_proto::link::Down::Fanout { channel, lanes, tiers, frames: frames.clone() };
+                if !desk.gateways.fan_out_late(at.gateway, down) {
+                    continue;
+                }
+            }
+            at.told = [heard; 2];
+        }
+    }
+
+    /// Warm sessions hear now what was taken back.
+    pub(super) fn hurry_warm(&mut self, desk: &mut Desk) {
+        if self.audience.gateways.iter().any(|at| at.count(Tier::Warm) > 0) {
+            self.tell_warm(desk);
+        }
+    }
+
+    /// Hands scores that changed to the writer.
+    pub fn write_scores(&mut self, desk: &mut Desk) {
+        self.waits.scores = false;
+        if !self.scores.is_dirty() {
+            return;
+        }
+        if !desk.context.cursors.has_room() {
+            self.waits.scores = true;
+            return desk.at(Instant::now() + Duration::from_secs(1), Due::Scores(self.id()));
+        }
+        let activities = self.scores.take_dirty(self.id(), self.row.head);
+        let batch = CursorBatch { activities, ..Default::default() };
+        desk.context.cursors.push(Job { batch, then: None });
+    }
+
+    /// After the channel was read again: what was put off is put off anew.
+    pub(super) fn resume_waits(&mut self, desk: &mut Desk) {
+        self.put_off(desk);
+        self.look_later(desk);
+    }
+}

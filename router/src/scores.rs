@@ -1,0 +1,103 @@
+//! How active each member of a channel is, and whose activity is to be written.
+
+use fanfare_activity::{Act, Score, Settings};
+use fanfare_proto::{ChannelId, UserId};
+use fanfare_storage::model::{Activity, EntryKind};
+use foldhash::fast::RandomState;
+use hashbrown::{HashMap, HashSet};
+
+use crate::{
+    shelves::{Keyed, Shelves},
+    tail::Tail,
+};
+
+/// A member's score.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed(4))]
+struct Place {
+    user: UserId,
+    score: Score,
+}
+
+const _: () = assert!(size_of::<Place>() == 20, "each member who ever did something has one");
+
+impl Keyed for Place {
+    type Key = UserId;
+
+    fn key(&self) -> UserId {
+        self.user
+    }
+}
+
+/// See the module. Members who never did anything have none.
+#[derive(Debug, Default)]
+pub struct Scores {
+    of: Shelves<Place>,
+    dirty: HashSet<UserId, RandomState>,
+}
+
+impl Scores {
+    /// As stored, and what the tail holds of entries that are not counted in that.
+    pub fn restore(settings: &Settings, rows: Vec<Activity>, tail: &Tail) -> Self {
+        let mut scores = Self::default();
+        let mut counted: HashMap<UserId, u64, RandomState> = HashMap::default();
+        for Activity { user, fast, slow, acted, seq, .. } in rows {
+            // A counter that was never raised is stored as the lowest number.
+            let sound = |logarithm: f32| if logarithm > -1e30 { logarithm } else { f32::NEG_INFINITY };
+            let score = Score::of_parts((sound(fast), sound(slow), acted));
+            scores.of.insert(Place { user, score });
+            counted.insert(user, seq);
+        }
+        for held in tail.iter() {
+            let act = act_of(held.kind);
+            let is_counted = counted.get(&held.sender).is_some_and(|seq| held.seq <= *seq);
+            if let Some(act) = act.filter(|_| !is_counted && !held.sender.is_none()) {
+                scores.act(settings, held.sender, act, held.message_id.time_ms());
+            }
+        }
+        scores
+    }
+
+    /// A user's score.
+    pub fn get(&self, user: UserId) -> Score {
+        self.of.get(user).map_or_else(Score::default, |place| place.score)
+    }
+
+    /// Counts an act; says whether it is the first that is to be written.
+    pub fn act(&mut self, settings: &Settings, user: UserId, act: Act, now_ms: u64) -> bool {
+        let mut score = self.get(user);
+        score.act(settings, act, now_ms);
+        self.of.insert(Place { user, score });
+        self.dirty.insert(user);
+        self.dirty.len() == 1
+    }
+
+    /// Forgets one who left.
+    pub fn forget(&mut self, user: UserId) {
+        self.of.remove(user);
+        self.dirty.remove(&user);
+    }
+
+    /// Whether anything waits to be written.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Takes what changed since the last time, as of the entry `seq`.
+    pub fn take_dirty(&mut self, channel: ChannelId, seq: u64) -> Vec<Activity> {
+        let of = |user: UserId| {
+            let (fast, slow, acted) = self.of.get(user)?.score.parts();
+            Some(Activity { channel, user, fast, slow, acted, seq })
+        };
+        std::mem::take(&mut self.dirty).into_iter().filter_map(of).collect()
+    }
+}
+
+/// What an entry says its sender did.
+pub fn act_of(kind: EntryKind) -> Option<Act> {
+    match kind {
+        EntryKind::Message => Some(Act::Send),
+        EntryKind::Reaction | EntryKind::Edit | EntryKind::Recall => Some(Act::React),
+        EntryKind::Membership | EntryKind::ChannelChange => None,
+    }
+}

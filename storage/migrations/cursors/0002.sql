@@ -1,0 +1,10 @@
+-- How active members are: see the crate `activity`. `seq` is the newest entry that is counted in it.
+CREATE TABLE activities (
+    channel INTEGER NOT NULL,
+    user INTEGER NOT NULL,
+    fast REAL NOT NULL,
+    slow REAL NOT NULL,
+    acted INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (channel, user)
+) STRICT, WITHOUT ROWID;
