@@ -40,6 +40,10 @@ autobahn:
 interop:
     tests/interop/run
 
+# Pushes to a receiver that verifies them, with kills in between.
+push:
+    tests/push/run
+
 # Broken and hostile peers against the real binary.
 hostile:
     tests/hostile/run

@@ -25,6 +25,7 @@ use crate::{
     event::{AdminAsk, Block, Event, OpenAsk, OpenTarget, Touch},
     load::code_of,
     page::{self, PageAsk, Snapshot},
+    push::{View, ViewAsk, Who},
 };
 
 /// Users that one user may block.
@@ -433,6 +434,35 @@ impl Admin {
                 found.extend(metadata.channel(channel)?.map(|row| (channel, row.name)));
             }
             Ok(found)
+        })
+        .await
+    }
+
+    /// A channel for pushes, with the members asked about and the frames asked for; `None` where there is no channel.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn view(&self, channel: ChannelId, who: Who, frames: Vec<u64>) -> Result<Option<View>, Code> {
+        let shard = self.context()?.shard_of(channel.shard());
+        let ask = |reply| Event::Touch(channel, Touch::View(Box::new(ViewAsk { who, frames, reply })));
+        self.ask(shard, ask).await
+    }
+
+    /// When sessions of these users last came or went, Unix milliseconds; those who never had one are left out. The same work in
+    /// the stores for each of them.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn seen(&self, users: Vec<UserId>) -> Result<Vec<(UserId, u64)>, Code> {
+        let context = self.context()?;
+        self.read(move |metadata| {
+            context.cursors.settle(DEVICES_PATIENCE);
+            let mut seen = Vec::with_capacity(users.len());
+            for user in users {
+                let newest = metadata.devices(user)?.iter().map(|device| device.seen_ms).max();
+                seen.extend(newest.map(|seen_ms| (user, seen_ms)));
+            }
+            Ok(seen)
         })
         .await
     }

@@ -317,6 +317,9 @@ impl Channel {
             Touch::Describe(user, reply) => {
                 drop(reply.send(Some(self.describe(user, desk.context.now_ms()))))
             }
+            Touch::View(ask) => {
+                let _ = ask.reply.send(Some(self.view(desk, &ask.who, &ask.frames)));
+            }
             Touch::Blocked { block, reply } => {
                 self.set_blocked(block);
                 let _ = reply.send(());
@@ -388,6 +391,11 @@ impl Channel {
     /// Whether the other one of the pair takes nothing from this user.
     fn is_blocked(&self, user: UserId) -> bool {
         if user == self.row.pair.0 { self.blocks.1 } else { self.blocks.0 }
+    }
+
+    /// The frame of that entry, where the tail has it.
+    pub fn tail_frame(&self, seq: u64) -> Option<Bytes> {
+        self.tail.get(seq).map(|held| held.frame.clone())
     }
 
     fn head_id(&self) -> MessageId {

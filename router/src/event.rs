@@ -16,6 +16,7 @@ use crate::{
     admin::{ChannelSummary, SessionSummary, ShardCounts},
     load::{Loaded, LoadedUser},
     page::Snapshot,
+    push::ViewAsk,
     repeats::{Key, Place},
 };
 
@@ -112,6 +113,8 @@ pub enum Touch {
     },
     /// The role of that user (0: no member), and what stands for or against users.
     Marks(UserId, oneshot::Sender<Option<(u8, Vec<Mark>)>>),
+    /// For pushes.
+    View(Box<ViewAsk>),
     /// For people.
     Describe(Option<UserId>, oneshot::Sender<Option<ChannelSummary>>),
 }

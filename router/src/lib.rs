@@ -26,6 +26,7 @@ mod meter;
 mod opens;
 mod out;
 mod page;
+pub mod push;
 mod repeats;
 mod scores;
 mod send;

@@ -121,6 +121,11 @@ impl Members {
         self.current.iter().filter_map(move |place| Some((place.key(), standing(place)?)))
     }
 
+    /// The users in force above that one, in order.
+    pub fn above(&self, after: UserId) -> impl Iterator<Item = UserId> + '_ {
+        self.current.from(UserId(after.0.saturating_add(1))).map(|place| place.key())
+    }
+
     /// Takes a user in.
     pub fn join(&mut self, user: UserId, role: u8, joined_seq: u64, visible_from: u64) {
         let standing = Standing { role, joined_seq, visible_from };

@@ -695,9 +695,10 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         }
         Touch::Snapshot(reply) => drop(reply.send(None)),
         Touch::Describe(_, reply) => drop(reply.send(None)),
+        Touch::View(ask) if code == Code::NOT_A_MEMBER => drop(ask.reply.send(None)),
         Touch::Marks(_, reply) if code == Code::NOT_A_MEMBER => drop(reply.send(None)),
         // The caller is told to try again.
-        Touch::Marks(..) => {}
+        Touch::Marks(..) | Touch::View(_) => {}
         // There is no such channel any more, or it is not there now: what is read anew from SQL knows it, what is being read may
         // not, and the caller is told to try again.
         Touch::Blocked { reply, .. } if code == Code::NOT_A_MEMBER => drop(reply.send(())),

@@ -93,6 +93,9 @@ pub enum Command {
         /// Its id, as send and history print it with --json
         message: u64,
     },
+    /// Pushes to members who are not connected
+    #[command(subcommand)]
+    Push(Push),
     /// How the running server is
     Status,
     /// What the running server does, line by line (on a terminal: redrawn)
@@ -287,6 +290,26 @@ pub enum WebhookKeys {
         #[arg(value_name = "KID")]
         kid: String,
     },
+}
+
+/// `fanfare push`
+#[derive(Debug, Subcommand)]
+pub enum Push {
+    /// How many wait, how old they are, and how many were given up
+    Status,
+    /// List the pushes that were given up
+    Dead,
+    /// Try pushes again that were given up
+    Replay {
+        /// The push's key, as `dead` shows it
+        #[arg(value_name = "KEY", required_unless_present = "all", conflicts_with = "all")]
+        key: Option<String>,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+    },
+    /// Print the secret that signs pushes, for the receiver
+    Secret,
 }
 
 /// Who acts.

@@ -1,5 +1,5 @@
 //! Everything the server holds about one user, as lines of JSON: the account, devices, logins (no secrets), sessions, blocks,
-//! what stands for or against it in channels, channels, and the messages and reactions that the user sent. Read page by
+//! what stands for or against it in channels, pushes, channels, and the messages and reactions that the user sent. Read page by
 //! page while it is written, so that an export of any length costs the same memory; a reader that does not read ends it, and so does a revocation of who asked for it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -28,6 +28,7 @@ use crate::{
     administration::{UserRow, mark_name, role_name},
     clock,
     failure::{Failure, Outcome},
+    push::Pushes,
 };
 
 /// Exports that run at once.
@@ -40,6 +41,8 @@ pub const BEGUN_WITHIN: Duration = Duration::from_secs(3600);
 pub const STALL_MAX: Duration = Duration::from_secs(15);
 /// Memberships, past ones too, that are looked at, and marks; the end says where there were more.
 const MEMBERSHIPS_MAX: usize = 100_000;
+/// Pushes that are listed; of most users there are few at a time.
+const PUSHES_MAX: usize = 100_000;
 /// Bytes that are gathered before they are written.
 const CHUNK_BYTES: usize = 32 * 1024;
 /// Chunks that wait for the reader.
@@ -54,6 +57,7 @@ pub struct Exports {
     store: Arc<dyn Store>,
     accounts: Accounts,
     router: Admin,
+    pushes: Pushes,
     tasks: TaskTracker,
     running: Arc<Mutex<HashSet<UserId>>>,
     places: Arc<Semaphore>,
@@ -95,12 +99,19 @@ impl Drop for Place {
 
 impl Exports {
     /// Over those parts.
-    pub fn new(store: Arc<dyn Store>, accounts: Accounts, router: Admin, for_load: bool) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        accounts: Accounts,
+        router: Admin,
+        pushes: Pushes,
+        for_load: bool,
+    ) -> Self {
         let more = if for_load { 10_000 } else { 1 };
         Self {
             store,
             accounts,
             router,
+            pushes,
             tasks: TaskTracker::new(),
             running: Arc::default(),
             places: Arc::new(Semaphore::new(RUNNING_MAX)),
@@ -284,6 +295,18 @@ impl Exports {
                 }))
                 .await?;
         }
+        for (push, state) in self.pushes.of_user(id, PUSHES_MAX).await? {
+            lines
+                .add(&json!({
+                    "type": "push",
+                    "channel": push.key.channel.to_string(),
+                    "seq": push.key.seq,
+                    "kind": push.kind.name(),
+                    "state": state.name(),
+                    "at": clock::rfc3339(push.created_ms),
+                }))
+                .await?;
+        }
         Ok(())
     }
 
@@ -326,6 +349,7 @@ impl Exports {
                 "member": now.is_some(),
                 "now": now,
                 "memberships": stretches,
+                "pushed": self.pushes.told(channel, user).await?.map(clock::rfc3339),
             }))
             .await
     }

@@ -20,6 +20,7 @@ pub mod network;
 pub mod node;
 pub mod output;
 pub mod private_file;
+pub mod push;
 pub mod token;
 pub mod webhook_keys;
 

@@ -50,6 +50,30 @@ pub struct PublicKey {
     pub ends_unix_s: Option<u64>,
 }
 
+/// The key that signs now, to be used for a moment: another may sign after that.
+pub struct Signer {
+    kid: String,
+    pair: Ed25519KeyPair,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signer").field("kid", &self.kid).finish_non_exhaustive()
+    }
+}
+
+impl Signer {
+    /// As of [`PublicKey::kid`].
+    pub fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    /// An Ed25519 signature.
+    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
+        self.pair.sign(message).as_ref().to_vec()
+    }
+}
+
 impl PublicKey {
     /// Its bytes as a JWK has them.
     pub fn x(&self) -> String {
@@ -78,6 +102,17 @@ impl WebhookKeys {
         let now_ms = clock::now_ms();
         let keys = self.run(|store| store.webhook_keys()).await?;
         keys.iter().filter(|key| key.ends_ms == 0 || key.ends_ms > now_ms).map(public).collect()
+    }
+
+    /// The key that signs now.
+    ///
+    /// # Errors
+    /// RETRY_LATER, DATA_DAMAGED.
+    pub async fn signer(&self) -> Outcome<Signer> {
+        let keys = self.run(|store| store.webhook_keys()).await?;
+        let signs = keys.iter().rfind(|key| key.ends_ms == 0);
+        let signs = signs.ok_or_else(|| Failure::internal("no key signs webhooks"))?;
+        Ok(Signer { kid: signs.kid.clone(), pair: pair(&signs.pkcs8)? })
     }
 
     /// Makes a new key sign. The one before it is taken for [`OVERLAP`] more, or not at all where it is withdrawn: then what

@@ -4,6 +4,7 @@
 mod accounts;
 mod content;
 mod metadata;
+mod push;
 mod script;
 
 use std::{any::Any, sync::Arc};
@@ -16,6 +17,7 @@ use crate::{
     log::Log,
     metadata::Metadata,
     ownership::Ownership,
+    push::PushOutbox,
 };
 
 /// Fresh, empty stores.
@@ -75,6 +77,32 @@ pub const CHECKS: &[Check] = &[
     ("consumers' offsets are kept", content::consumer_offsets_are_kept),
     ("drains move all and may repeat", content::drains_may_repeat),
 ];
+
+/// A check of a push outbox; it panics where the backend fails.
+pub type PushCheck = (&'static str, fn(&dyn PushOutbox));
+
+/// All checks of a push outbox.
+pub const PUSH_CHECKS: &[PushCheck] = &[
+    ("a push is put once by its key", push::a_push_is_put_once),
+    ("what is due comes in order and within its bound", push::what_is_due_comes_in_order),
+    ("a failed push waits and keeps its attempts and its error", push::a_failed_push_waits),
+    ("dead pushes are listed and replayed", push::dead_pushes_are_replayed),
+    ("what is read is cancelled and no more", push::what_is_read_is_cancelled),
+    ("an absence is told of once", push::an_absence_is_told_of),
+    ("what ended is forgotten in its time", push::what_ended_is_forgotten),
+    ("the beginning is noted once", push::the_beginning_is_noted_once),
+];
+
+/// Runs all checks of a push outbox, each on a fresh, empty one, naming each.
+///
+/// # Panics
+/// Where the backend fails one.
+pub fn check_pushes(run: &dyn Fn(fn(&dyn PushOutbox))) {
+    for (name, check) in PUSH_CHECKS {
+        println!("conformance: {name}");
+        run(*check);
+    }
+}
 
 /// Runs all checks, each on stores of its own, naming each.
 ///

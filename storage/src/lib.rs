@@ -18,6 +18,7 @@ pub mod metadata;
 pub mod model;
 pub mod mutant;
 pub mod ownership;
+pub mod push;
 pub mod read;
 pub mod reconcile;
 

@@ -179,6 +179,16 @@ pub trait Metadata: Send + Sync + 'static {
     /// `Unavailable`.
     fn activities(&self, channel: ChannelId) -> Result<Vec<Activity>, StoreError>;
 
+    /// One member's cursor; zeros where none is known.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn cursor(&self, channel: ChannelId, user: UserId) -> Result<UserCursor, StoreError> {
+        let all = self.cursors(channel)?;
+        let of_user = all.into_iter().find(|cursor| cursor.user == user);
+        Ok(of_user.unwrap_or(UserCursor { channel, user, ..UserCursor::default() }))
+    }
+
     /// Positions of one device.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod device;
 mod docs;
 mod doctor;
 mod explain;
+mod push;
 mod reconcile;
 mod setup;
 mod start;
@@ -97,6 +98,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Device(command) => asked(&global, |asker| device::run(asker, command)),
         Command::Trace { message } => asked(&global, |asker| trace::run(asker, message)),
         Command::Top(flags) => asked(&global, |asker| top::run(asker, flags)),
+        Command::Push(command) => asked(&global, |asker| push::run(asker, command)),
         Command::Status => asked(&global, status::run),
         Command::Send(flags) => asked(&global, |asker| talk::send(asker, flags)),
         Command::Listen(flags) => asked(&global, |asker| talk::listen(asker, flags)),

@@ -36,6 +36,9 @@ pub async fn run(asker: Asker) -> Outcome<u8> {
                 count("entries_undrained")
             ),
         ];
+        if shown["push"]["on"].as_bool() == Some(true) {
+            lines.push(format!("push     {}", super::push::line(&shown["push"])));
+        }
         for check in shown["checks"].as_array().into_iter().flatten() {
             let glyph = if check["ok"].as_bool() == Some(true) { "+" } else { "-" };
             lines.push(format!("[{glyph}] {:9} {}", text(&check["name"]), text(&check["detail"])));

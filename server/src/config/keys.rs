@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{cli::parse_address, network::Network};
+use crate::{cli::parse_address, network::Network, push::HookUrl};
 
 /// What a key takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +17,8 @@ pub enum Kind {
     List,
     /// Addresses and networks.
     Networks,
+    /// Where webhooks go, or nothing.
+    Url,
     /// A number between two others, both included.
     Number(u64, u64),
     /// A power of two between two others.
@@ -35,6 +37,7 @@ impl fmt::Display for Kind {
             Self::Networks => {
                 f.write_str("a list of addresses and networks (10.0.0.7, 10.0.0.0/8, fd00::/8)")
             }
+            Self::Url => f.write_str("an https:// or http:// URL"),
             Self::Number(min, max) => write!(f, "a number from {min} to {max}"),
             Self::PowerOfTwo(min, max) => write!(f, "a power of two from {min} to {max}"),
             Self::Choice(choices) => f.write_str(&choices.join(" | ")),
@@ -213,6 +216,39 @@ pub const KEYS: &[Key] = &[
         "auto: pretty on a terminal, else json",
     ),
     key(
+        "push.age_max_s",
+        Kind::Number(60, 2_592_000),
+        "86400",
+        "how long a push is tried before it is given up",
+    ),
+    key("push.attempts_max", Kind::Number(1, 1_000), "20", "how often a push is tried before it is given up"),
+    key("push.connections", Kind::Number(1, 64), "8", "pushes under way at once"),
+    key(
+        "push.content",
+        Kind::Choice(&["none", "preview"]),
+        "none",
+        "none: ids and counts; preview: also names and the beginning of the text",
+    ),
+    key(
+        "push.recent_activity_delay_s",
+        Kind::Number(0, 3_600),
+        "30",
+        "who was connected so recently is pushed that much later, where it is still unread then",
+    ),
+    key(
+        "push.secret_file",
+        Kind::Path,
+        "",
+        "secrets that sign pushes, one a line; without it, one made with the data folder",
+    ),
+    key("push.timeout_s", Kind::Number(1, 120), "10", "how long the receiver of a push may take to answer"),
+    key(
+        "push.url",
+        Kind::Url,
+        "",
+        "the receiver of pushes for members who are not connected; without it there are none",
+    ),
+    key(
         "router.shards",
         Kind::PowerOfTwo(1, 1024),
         "256",
@@ -267,7 +303,8 @@ impl Key {
     pub fn parse(&self, text: &str) -> Result<Value, String> {
         match self.kind {
             Kind::Text if text.trim().is_empty() => Err("it is empty".into()),
-            Kind::Text | Kind::Path => Ok(Value::Text(text.to_owned())),
+            Kind::Url if !text.is_empty() => text.parse::<HookUrl>().map(|_| Value::Text(text.to_owned())),
+            Kind::Text | Kind::Path | Kind::Url => Ok(Value::Text(text.to_owned())),
             Kind::Address => parse_address(text).map(|address| Value::Text(address.to_string())),
             Kind::List => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

@@ -11,6 +11,7 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use fanfare_proto::Code;
@@ -23,6 +24,7 @@ use crate::{
     failure::{Failure, Outcome},
     jwks::Trusted,
     network::Network,
+    push::{Content, Patience, PushConfiguration},
 };
 
 /// What the environment's names begin with; sections and keys follow with two underscores, so that what Kubernetes
@@ -143,6 +145,8 @@ pub struct Configuration {
     pub audience: String,
     /// Other issuers whose tokens are taken.
     pub trusted: Vec<Trusted>,
+    /// Where pushes go; `None` where there are none.
+    pub push: Option<PushConfiguration>,
 }
 
 impl Layers {
@@ -266,7 +270,21 @@ impl Layers {
                 vec![Problem { code: Code::CONFIG_VALUE, what: format!("`tokens.trusted`: {what}"), advice }]
             })?);
         }
+        let secs = |name| Duration::from_secs(self.number(name));
+        let push = self.text("push.url").parse().ok().map(|url| PushConfiguration {
+            url,
+            secret_file: path("push.secret_file"),
+            content: if self.text("push.content") == "preview" { Content::Preview } else { Content::None },
+            recent: secs("push.recent_activity_delay_s"),
+            patience: Patience {
+                attempts_max: self.number("push.attempts_max") as u32,
+                age_max: secs("push.age_max_s"),
+            },
+            connections: self.number("push.connections") as usize,
+            timeout: secs("push.timeout_s"),
+        });
         Ok(Configuration {
+            push,
             folder: self.text("data.folder").into(),
             listen: self.address("gateway.listen"),
             http: self.address("http.listen"),

@@ -20,6 +20,10 @@
 //! GET  /webhook-keys                     {"keys":[{"kid","x","signs","created_at","ends_at"}]}: public halves
 //! POST /webhook-keys/rotate              {"withdraw"?:bool} -> the same, as it stands then
 //! POST /webhook-keys/withdraw            {"kid"} -> the same: gone at once; where it signs, a new one signs
+//! GET  /push                             {"on","url","waiting","oldest_s","dead","lag_records",...}
+//! GET  /push/dead                        {"pushes":[{"key","kind","user","channel","seq","attempts","error",...}]}: given up
+//! POST /push/replay                      {"key"?} -> {"replayed":N}: tried again; all without a key
+//! GET  /push/secret                      {"secret"}: by admin.json's token alone
 //! GET  /sessions?user=USER              {"sessions":[...]}
 //! POST /sessions/kick                   {"user":USER,"device"?:ID} -> {"user","name","ended":N}
 //! GET  /devices?user=USER               {"devices":[{"device","name","sessions","generation","seen_ms"}]}
@@ -38,6 +42,7 @@
 //! ```
 
 mod administrators;
+mod push;
 
 use std::{sync::Arc, time::Duration};
 
@@ -97,6 +102,10 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/webhook-keys", get(administrators::webhook_keys))
         .route("/webhook-keys/rotate", post(administrators::rotate))
         .route("/webhook-keys/withdraw", post(administrators::withdraw))
+        .route("/push", get(push::status))
+        .route("/push/dead", get(push::dead))
+        .route("/push/replay", post(push::replay))
+        .route("/push/secret", get(push::secret))
         .route("/sessions", get(sessions))
         .route("/sessions/kick", post(kick))
         .route("/devices", get(devices))

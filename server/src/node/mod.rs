@@ -33,7 +33,9 @@ use crate::{
     export::Exports,
     failure::{Failure, Outcome},
     http::{self, HttpServer},
-    jwks, seed,
+    jwks,
+    push::{self, Pushes},
+    seed,
     token::TokenIssuer,
     webhook_keys::WebhookKeys,
 };
@@ -74,6 +76,8 @@ pub struct NodeState {
     pub exports: Exports,
     /// Who signs webhooks.
     pub webhook_keys: WebhookKeys,
+    /// Pushes to the absent.
+    pub pushes: Pushes,
     /// The way of requests without a connection to their owners.
     pub edge: Edge,
     /// Pages that may ask.
@@ -144,6 +148,7 @@ impl NodeState {
             "rows_undrained": number(|status| status.drains.rows_behind as u64),
             "entries_undrained": number(|status| status.drains.entries_behind as u64),
             "read_only": status.as_ref().map(|status| status.read_only),
+            "push": self.pushes.status().await.ok(),
         })
     }
 
@@ -167,6 +172,7 @@ pub struct Node {
     http: HttpServer,
     bot: Option<EchoBot>,
     trusted: Option<tokio::task::JoinHandle<()>>,
+    pushing: Option<push::Running>,
 }
 
 impl Node {
@@ -185,8 +191,9 @@ impl Node {
         }
         let metrics = Metrics::install();
         let opened = folder.clone();
-        let stores = tokio::task::spawn_blocking(move || stores::open(&opened)).await;
-        let stores =
+        let with_pushes = configuration.push.is_some();
+        let stores = tokio::task::spawn_blocking(move || stores::open_with(&opened, with_pushes)).await;
+        let (stores, outbox) =
             stores.map_err(|error| Failure::internal("opening the data folder failed").why(error))??;
         let shards = stores::shards(stores.metadata.as_ref(), configuration.shards)?;
         let (key, _) = stores::token_key(stores.metadata.as_ref())?;
@@ -220,7 +227,17 @@ impl Node {
         let webhook_keys = tokio::task::spawn_blocking(move || WebhookKeys::open(store)).await;
         let webhook_keys =
             webhook_keys.map_err(|error| Failure::internal("the webhooks' keys").why(error))??;
-        let exports = Exports::new(stores.accounts.clone(), accounts.clone(), router.admin(), for_load);
+        let (pushes, pushing) = match configuration.push.clone().zip(outbox) {
+            None => (Pushes::default(), None),
+            Some((config, outbox)) => {
+                let keys = webhook_keys.clone();
+                let started =
+                    Pushes::start(config, outbox, &stores, router.admin(), keys, started_ms).await?;
+                (started.0, Some(started.1))
+            }
+        };
+        let exports =
+            Exports::new(stores.accounts.clone(), accounts.clone(), router.admin(), pushes.clone(), for_load);
         let edge = Edge::attach(&router);
         let administration = Administration::new(stores, issuer, router.admin());
         if seed == Seed::Demo {
@@ -236,6 +253,7 @@ impl Node {
             administration,
             accounts,
             webhook_keys,
+            pushes,
             exports,
             edge,
             origins: configuration.origins.clone(),
@@ -261,7 +279,7 @@ impl Node {
         file.write(&state.folder).map_err(|error| {
             Failure::from(error).why(format!("{} could not be written", admin_file::FILE))
         })?;
-        Ok(Self { state, router, gateway, http, bot, trusted })
+        Ok(Self { state, router, gateway, http, bot, trusted, pushing })
     }
 
     /// What HTTP and commands look at.
@@ -279,6 +297,9 @@ impl Node {
             bot.stop().await;
         }
         self.gateway.shutdown(grace).await;
+        if let Some(pushing) = self.pushing {
+            pushing.stop().await;
+        }
         self.router.shutdown().await;
         let file = admin_file::path(&self.state.folder);
         if let Err(error) = std::fs::remove_file(&file) {

@@ -13,6 +13,7 @@ use fanfare_storage::{
     metadata::Metadata,
     model::OutboxBatch,
     ownership::Ownership,
+    push::PushOutbox,
     reconcile::{Finding, Report, reconcile},
 };
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     admin_file::AdminFile,
     failure::{Failure, Outcome},
+    push,
     token::{self, TokenIssuer},
 };
 
@@ -47,8 +49,19 @@ pub struct Stores {
 /// # Errors
 /// DATA_LOCKED with who holds it, DATA_FORMAT, DATA_DAMAGED, READ_ONLY.
 pub fn open(folder: &Path) -> Outcome<Stores> {
+    open_with(folder, false).map(|(stores, _)| stores)
+}
+
+/// As [`open`], with the push outbox where it is wanted.
+///
+/// # Errors
+/// As of [`open`].
+pub fn open_with(folder: &Path, pushes: bool) -> Outcome<(Stores, Option<Arc<dyn PushOutbox>>)> {
     let embedded = embedded::open(folder, &Options::default()).map_err(|error| refused(folder, error))?;
-    Ok(Stores {
+    let outbox =
+        pushes.then(|| embedded.pushes(folder)).transpose().map_err(|error| refused(folder, error))?;
+    let outbox = outbox.map(|outbox| outbox as Arc<dyn PushOutbox>);
+    let stores = Stores {
         metadata: embedded.metadata.clone(),
         accounts: embedded.metadata.clone(),
         ownership: embedded.metadata,
@@ -56,7 +69,8 @@ pub fn open(folder: &Path) -> Outcome<Stores> {
         lists: embedded.store.clone(),
         log: embedded.store,
         recovered: embedded.recovered,
-    })
+    };
+    Ok((stores, outbox))
 }
 
 fn refused(folder: &Path, error: StoreError) -> Failure {
@@ -109,7 +123,7 @@ pub fn random_secret(metadata: &dyn Metadata, name: &str) -> Outcome<Vec<u8>> {
 /// # Errors
 /// Of the store.
 pub fn make_secrets(metadata: &dyn Metadata) -> Outcome {
-    for name in ["client-ids", "resume", "resets"] {
+    for name in ["client-ids", "resume", "resets", push::SECRET] {
         random_secret(metadata, name)?;
     }
     Ok(())

@@ -297,6 +297,9 @@ pub fn cursors_are_maxima(stores: &Stores) {
     assert_eq!(write(cursor(12, 1, 1), position(2, 3)), (cursor(12, 6, 5), position(2, 3)));
     assert_eq!(write(cursor(0, 0, 0), position(1, 99)), (cursor(12, 6, 5), position(2, 3)));
     assert!(stores.metadata.cursors(ChannelId(2)).expect("read").is_empty());
+    let of = |channel, user| stores.metadata.cursor(ChannelId(channel), UserId(user)).expect("read");
+    assert_eq!(of(1, 7), cursor(12, 6, 5));
+    assert_eq!((of(1, 8).read, of(2, 7).delivered), (0, 0));
     assert!(stores.metadata.positions(UserId(7), DeviceId(3)).expect("read").is_empty());
 }
 

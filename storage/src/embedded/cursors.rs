@@ -1,7 +1,7 @@
 //! The statements on `cursors.db`: users' cursors, devices and their positions, all merged as maxima.
 
 use fanfare_proto::{ChannelId, DeviceId, UserId};
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::{database::sql, sql_error::of_statement, sqlite::unsigned};
 use crate::{
@@ -133,6 +133,23 @@ pub fn activities(connection: &Connection, channel: ChannelId) -> rusqlite::Resu
             })
         })?
         .collect()
+}
+
+/// One member's cursor in a channel; zeros where there is no row.
+pub fn of_member(connection: &Connection, channel: ChannelId, user: UserId) -> rusqlite::Result<UserCursor> {
+    let found = connection
+        .prepare_cached("SELECT delivered, read, read_ordinal FROM cursors WHERE channel = ? AND user = ?")?
+        .query_row([sql(channel.0), sql(user.0)], |row| {
+            Ok(UserCursor {
+                channel,
+                user,
+                delivered: unsigned(row, 0)?,
+                read: unsigned(row, 1)?,
+                read_ordinal: unsigned(row, 2)?,
+            })
+        })
+        .optional()?;
+    Ok(found.unwrap_or(UserCursor { channel, user, ..UserCursor::default() }))
 }
 
 /// One device's positions.

@@ -10,6 +10,7 @@ mod fjall_store;
 mod folder;
 mod lists;
 mod log;
+mod push;
 mod record;
 mod sql_error;
 mod sqlite;
@@ -18,6 +19,7 @@ use std::{path::Path, sync::Arc};
 
 pub use fjall_store::FjallStore;
 pub use folder::FORMAT;
+pub use push::SqlitePushes;
 pub use sqlite::SqliteMetadata;
 
 use crate::{error::StoreError, metadata::Metadata, model::OutboxBatch};
@@ -58,6 +60,16 @@ pub struct Embedded {
     pub store: Arc<FjallStore>,
     /// Outbox rows found, ascending: for [`crate::drain::Drains::start`] and for the owners' tails.
     pub recovered: Vec<OutboxBatch>,
+}
+
+impl Embedded {
+    /// Opens or creates the push outbox in the folder, which must be the one that was opened. Holds the folder's lock, too.
+    ///
+    /// # Errors
+    /// As of [`open`].
+    pub fn pushes(&self, folder: &Path) -> Result<Arc<SqlitePushes>, StoreError> {
+        SqlitePushes::open(folder, self.metadata.lock()).map(Arc::new)
+    }
 }
 
 /// Opens or creates a data folder. Everything found in it is on the disk before it is answered: after a kill it may

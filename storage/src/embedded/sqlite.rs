@@ -49,7 +49,7 @@ pub struct SqliteMetadata {
     /// The number of the next outbox row and the buffer in which rows are built. Taken before the writer.
     outbox: Mutex<OutboxState>,
     checkpointer: Checkpointer,
-    _lock: Arc<FolderLock>,
+    lock: Arc<FolderLock>,
 }
 
 #[derive(Debug)]
@@ -74,7 +74,12 @@ impl SqliteMetadata {
         })?;
         let outbox = OutboxState { next: newest.unwrap_or(0).cast_unsigned() + 1, body: Vec::new() };
         let checkpointer = Checkpointer::start(&[&meta, &cursors])?;
-        Ok(Self { meta, cursors, outbox: Mutex::new(outbox), checkpointer, _lock: lock })
+        Ok(Self { meta, cursors, outbox: Mutex::new(outbox), checkpointer, lock })
+    }
+
+    /// The folder's lock.
+    pub(super) fn lock(&self) -> Arc<FolderLock> {
+        Arc::clone(&self.lock)
     }
 
     /// As [`Checkpointer::at_rest`].
@@ -488,6 +493,10 @@ impl Metadata for SqliteMetadata {
         self.cursors.read(|connection| cursors::activities(connection, channel))
     }
 
+    fn cursor(&self, channel: ChannelId, user: UserId) -> Result<UserCursor, StoreError> {
+        self.cursors.read(|connection| cursors::of_member(connection, channel, user))
+    }
+
     fn positions(&self, user: UserId, device: DeviceId) -> Result<Vec<DevicePosition>, StoreError> {
         self.cursors.read(|connection| cursors::positions(connection, user, device))
     }
@@ -556,6 +565,6 @@ impl Ownership for SqliteMetadata {
     }
 }
 
-fn limit_of(limit: usize) -> i64 {
+pub(super) fn limit_of(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -6,7 +6,7 @@ use fanfare_gateway::Limits;
 use fanfare_proto::{limits, session::server::Rate};
 
 use super::cell;
-use crate::{accounts, administration, export, http::bounds, token, webhook_keys};
+use crate::{accounts, administration, export, http::bounds, push, token, webhook_keys};
 
 /// A bound as people read it, with its unit where the type has one.
 trait Shown {
@@ -140,6 +140,23 @@ fn of_http() -> Vec<Row> {
     ]
 }
 
+fn of_pushes() -> Vec<Row> {
+    use fanfare_router::push::GROUP_TOLD_MAX;
+    vec![
+        ("members of a group of which the absent are told as a whole", GROUP_TOLD_MAX.shown()),
+        ("pushes that wait; beyond, the log is not read on", push::WAITING_MAX.shown()),
+        ("pause after the first failure; it doubles", push::PAUSE_FIRST.shown()),
+        ("longest pause between two attempts", push::PAUSE_MAX.shown()),
+        ("longest `Retry-After` of a receiver that is gone by", push::RETRY_AFTER_MAX.shown()),
+        ("bytes of a preview's text", push::PREVIEW_BYTES_MAX.shown()),
+        ("channels counted for a badge", push::BADGE_CHANNELS_MAX.shown()),
+        ("time for which the key of a push that ended is known", push::ENDED_KEPT.shown()),
+        ("time for which one that was given up can be replayed", push::DEAD_KEPT.shown()),
+        ("pushes that were given up in one answer", push::DEAD_PAGE.shown()),
+        ("secrets that sign at once", push::SECRETS_MAX.shown()),
+    ]
+}
+
 fn of_accounts() -> Vec<Row> {
     use accounts::{administrators, password};
     let several = |(count, within): (u32, Duration)| format!("{count} in {}", within.shown());
@@ -196,7 +213,7 @@ pub fn page() -> String {
     for (what, [default, load]) in of_profiles() {
         page += &format!("| {what} | {default} | {load} |\n");
     }
-    for (title, rows) in [("Accounts", of_accounts()), ("HTTP", of_http())] {
+    for (title, rows) in [("Accounts", of_accounts()), ("HTTP", of_http()), ("Pushes", of_pushes())] {
         page += &format!("\n## {title}\n\n| what | bound |\n| --- | --- |\n");
         for (what, bound) in rows {
             page += &format!("| {what} | {bound} |\n");

@@ -15,6 +15,7 @@ pub fn described() -> BTreeMap<String, (&'static str, String)> {
         fanfare_gateway::describe_metrics();
         fanfare_router::describe_metrics();
         crate::http::describe_metrics();
+        crate::push::describe_metrics();
     });
     let mut described = listener.0.into_inner();
     described
@@ -90,7 +91,13 @@ mod tests {
             let text = fs::read_to_string(&path).unwrap_or_default();
             for part in text.split('"') {
                 let name = part.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-                let ours = ["fanfare_gateway_", "fanfare_router_", "fanfare_store_", "fanfare_http_"];
+                let ours = [
+                    "fanfare_gateway_",
+                    "fanfare_router_",
+                    "fanfare_store_",
+                    "fanfare_http_",
+                    "fanfare_push_",
+                ];
                 if name && ours.iter().any(|prefix| part.len() > prefix.len() && part.starts_with(prefix)) {
                     found.push(part.to_owned());
                 }
