@@ -41,6 +41,12 @@ impl Admin {
         Ok(metric_of(std::str::from_utf8(&text)?, name))
     }
 
+    /// The sum of a metric over all its labels; `None` where it is not there.
+    pub async fn metric_sum(&self, name: &str) -> Result<Option<f64>> {
+        let text = self.answer("GET", "/metrics", "").await?;
+        Ok(sum_of(std::str::from_utf8(&text)?, name))
+    }
+
     async fn answer(&self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
         let mut stream =
             TcpStream::connect(self.address).await.context("cannot reach the server's HTTP side")?;
@@ -73,6 +79,19 @@ fn metric_of(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// The sum of the values behind a name with any labels or none.
+fn sum_of(text: &str, name: &str) -> Option<f64> {
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let rest = match rest.strip_prefix('{') {
+            Some(labels) => labels.rsplit_once('}')?.1,
+            None => rest,
+        };
+        rest.strip_prefix(' ')?.trim().parse::<f64>().ok()
+    };
+    text.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
 fn unchunk(mut rest: &[u8]) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
@@ -96,5 +115,14 @@ mod tests {
         let text = "# TYPE a summary\na{quantile=\"0.5\"} 0.25\na_count 7\n";
         assert_eq!(metric_of(text, "a{quantile=\"0.5\"}"), Some(0.25));
         assert_eq!((metric_of(text, "a_count"), metric_of(text, "a")), (Some(7.0), None));
+    }
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels() {
+        let text = "a{lane=\"0\"} 2\na{lane=\"1\"} 3\na_total 7\nab 1\n";
+        assert_eq!(
+            (sum_of(text, "a"), sum_of(text, "a_total"), sum_of(text, "b")),
+            (Some(5.0), Some(7.0), None)
+        );
     }
 }

@@ -40,6 +40,8 @@ enum Verb {
     Sends(measure::sends::Sends),
     Storm(measure::storm::Storm),
     Leak(measure::leak::Leak),
+    HotGroup(measure::hot_group::HotGroup),
+    Spike(measure::spike::Spike),
     /// The loop of the floor of `pairs`: started by it.
     #[command(hide = true)]
     FloorRelay {
@@ -194,6 +196,8 @@ fn main() -> ExitCode {
         Verb::FloorAccept(arguments) => measure::accept::floor::run(&arguments).map(|()| 0),
         Verb::Sends(arguments) => measure::sends(&arguments),
         Verb::Leak(arguments) => measure::leak(&arguments),
+        Verb::HotGroup(arguments) => measure::hot_group(&arguments),
+        Verb::Spike(arguments) => measure::spike(&arguments),
         Verb::Storm(arguments) => measure::storm(&arguments),
         Verb::PeerCrowd(arguments) => measure::peer::crowd::run(&arguments).map(|()| 0),
         Verb::FloorStore(arguments) => measure::sends::floor::run(&arguments).map(|()| 0),

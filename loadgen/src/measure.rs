@@ -6,9 +6,11 @@
 
 pub mod accept;
 mod accounting;
+mod beside;
 mod crowd;
 pub mod fanout;
 pub mod floor;
+pub mod hot_group;
 pub mod idle;
 pub mod leak;
 mod ledger;
@@ -16,9 +18,11 @@ mod machine;
 pub mod pairs;
 pub mod peer;
 mod population;
+mod reach;
 pub mod report;
 pub mod sends;
 mod server;
+pub mod spike;
 mod statistics;
 pub mod storm;
 mod udp;
@@ -77,4 +81,14 @@ pub fn storm(arguments: &storm::Storm) -> Result<u8> {
 /// `loadgen leak`.
 pub fn leak(arguments: &leak::Leak) -> Result<u8> {
     on_load(&arguments.options, |cores| async move { leak::run(arguments, &cores).await })
+}
+
+/// `loadgen hot-group`.
+pub fn hot_group(arguments: &hot_group::HotGroup) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { hot_group::run(arguments, &cores).await })
+}
+
+/// `loadgen spike`.
+pub fn spike(arguments: &spike::Spike) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { spike::run(arguments, &cores).await })
 }

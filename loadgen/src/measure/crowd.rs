@@ -37,6 +37,22 @@ pub trait Load: 'static {
     fn is_new(&self, channel: ChannelId, seq: u64) -> bool;
     /// The session of `member` is about to wait: what it is to send is queued now. Called before every wait, so quick.
     fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64);
+    /// What sessions ask for.
+    fn delivery(&self) -> wire::Delivery {
+        wire::Delivery::Full
+    }
+    /// The server named a head in the place of entries. Gives whether the mode follows that up; else the session counts as behind.
+    fn named(&mut self, _member: usize, _channel: ChannelId, _head: u64) -> bool {
+        false
+    }
+    /// A request failed, where it was one with a number. Gives whether the mode follows that up; else it ends the run, or makes it INVALID.
+    fn refused(&mut self, _member: usize, _request: Option<u64>, _code: Code) -> bool {
+        false
+    }
+    /// A session that was open ended. Gives whether it is to come back; else it ends the run.
+    fn ended(&mut self, _member: usize, _ended: &Ended) -> bool {
+        false
+    }
 }
 
 /// What all sessions share. Borrowed for one event at a time, never across an await.
@@ -87,14 +103,8 @@ impl<L: Load> Stage<L> {
                 self.ready += usize::from(synced.complete);
                 self.load.event(member, Event::Synced(synced));
             }
-            Event::Failed(error) | Event::Refused { error, .. } => {
-                let code = Code(error.code as u16);
-                if code == Code::RATE_LIMITED {
-                    self.limited += 1;
-                } else {
-                    self.failed.get_or_insert(format!("session {member}: {code} {}", error.text));
-                }
-            }
+            Event::Failed(error) => self.refused(member, None, &error),
+            Event::Refused { request, error, .. } => self.refused(member, Some(request), &error),
             Event::Ended(ended) if !self.closing => {
                 if let Some(Code::RATE_LIMITED | Code::PING_FLOOD | Code::CONNECTIONS_PER_ADDRESS) =
                     ended.code
@@ -109,6 +119,7 @@ impl<L: Load> Stage<L> {
                     format!("session {member}: {kind:?} in channel {channel} between {after} and {before}")
                 });
             }
+            Event::Gap { channel, head, .. } if self.load.named(member, channel, head) => {}
             Event::Gap { channel, after, head } if self.load.is_new(channel, head) => {
                 self.behind += 1;
                 let what =
@@ -117,6 +128,22 @@ impl<L: Load> Stage<L> {
             }
             Event::Gap { .. } => {}
             event => self.load.event(member, event),
+        }
+    }
+
+    fn comes_back(&mut self, member: usize, ended: &Ended) -> bool {
+        !self.closing && self.load.ended(member, ended)
+    }
+
+    fn refused(&mut self, member: usize, request: Option<u64>, error: &wire::Error) {
+        let code = Code(error.code as u16);
+        if self.load.refused(member, request, code) {
+            return;
+        }
+        if code == Code::RATE_LIMITED {
+            self.limited += 1;
+        } else {
+            self.failed.get_or_insert(format!("session {member}: {code} {}", error.text));
         }
     }
 }
@@ -247,7 +274,8 @@ impl<L: Load> Crowd<L> {
     }
 }
 
-/// A session's life. What fails before the session was open is tried again as the SDK does it; what fails behind ends the run.
+/// A session's life. What fails before the session was open is tried again as the SDK does it; what fails behind ends the run, where the
+/// mode does not have it come back.
 async fn live<L: Load>(
     stage: Rc<RefCell<Stage<L>>>,
     member: usize,
@@ -255,19 +283,28 @@ async fn live<L: Load>(
     token: String,
     wake: Rc<Notify>,
 ) {
-    for attempt in 0.. {
-        let seed = (member as u64).wrapping_add(u64::from(attempt) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut device = DeviceState::new(DeviceId(member as u64 + 1));
+    let (mut attempt, mut life) = (0, 0_u64);
+    loop {
+        let number = u64::from(attempt) | life << 8;
+        let seed = (member as u64).wrapping_add(number << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let session_options = SessionOptions {
             token: token.clone(),
-            delivery: wire::Delivery::Full,
+            delivery: stage.borrow().load.delivery(),
             device_name: "loadgen".into(),
             seed,
             ..Default::default()
         };
-        let session =
-            ClientSession::new(DeviceState::new(DeviceId(member as u64 + 1)), session_options, now_ms());
+        let session = ClientSession::new(device.clone(), session_options, now_ms());
         let ended = match Connection::open(&options, session).await {
-            Ok(connection) => turn(&stage, member, connection, &wake).await,
+            Ok(connection) => {
+                let turned = turn(&stage, member, connection, &wake).await;
+                if turned.has_opened {
+                    (attempt, life) = (0, life + 1);
+                }
+                device = turned.device;
+                turned.ended
+            }
             Err(error) => Some(error.ended()),
         };
         let Some(ended) = ended else { return };
@@ -284,17 +321,26 @@ async fn live<L: Load>(
             shared.repeated_attempts += 1;
             delay_ms
         };
+        attempt += 1;
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
     }
 }
 
-/// Turns a connection until all is over, or it ends. Gives how, where the session was never open.
+/// How a connection was turned.
+struct Turned {
+    /// Why it is to be tried again.
+    ended: Option<Ended>,
+    has_opened: bool,
+    device: DeviceState,
+}
+
+/// Turns a connection until all is over, or it ends. Gives how, where the session was never open or is to come back.
 async fn turn<L: Load>(
     stage: &Rc<RefCell<Stage<L>>>,
     member: usize,
     mut connection: Connection,
     wake: &Notify,
-) -> Option<Ended> {
+) -> Turned {
     let mut has_opened = false;
     let mut ended = None;
     loop {
@@ -302,7 +348,9 @@ async fn turn<L: Load>(
             stage.borrow_mut().load.transmit(member, connection.session(), now_ms());
         }
         let mut sink = |event| match event {
-            Event::Ended(why) if !has_opened => ended = Some(why),
+            Event::Ended(why) if !has_opened || stage.borrow_mut().comes_back(member, &why) => {
+                ended = Some(why)
+            }
             event => {
                 has_opened |= matches!(event, Event::Welcome(_));
                 stage.borrow_mut().event(member, event);
@@ -325,5 +373,5 @@ async fn turn<L: Load>(
     }
     let repeats = connection.session().repeats();
     stage.borrow_mut().repeats += repeats;
-    ended
+    Turned { ended, has_opened, device: connection.into_session().into_device() }
 }

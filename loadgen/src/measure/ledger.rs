@@ -51,7 +51,8 @@ impl Deliveries {
         [self.lost, self.duplicated, self.reordered, self.altered].iter().all(|count| *count == 0)
     }
 
-    fn note(&mut self, what: impl FnOnce() -> String) {
+    /// Keeps one of the first few in words.
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
         if self.examples.len() < EXAMPLES_MAX {
             self.examples.push(what());
         }

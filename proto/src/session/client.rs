@@ -130,6 +130,16 @@ pub struct ClientSession {
     alive_by: u64,
 
     repeats: u64,
+    received: Received,
+}
+
+/// Frames of channels (DELIVER, NOTIFY, GAP, PAGE and the like, all with a routed header) that came, and their bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Received {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes, headers included, what carries them not.
+    pub bytes: u64,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -179,6 +189,7 @@ impl ClientSession {
             heartbeat_at: NEVER,
             alive_by: now_ms + WELCOME_TIME_MS,
             repeats: 0,
+            received: Received::default(),
         };
         session.outgoing.push_back(frame::short(FrameType::Hello, class::CONTROL, &hello));
         session
@@ -189,6 +200,10 @@ impl ClientSession {
     /// # Errors
     /// The server broke the protocol; the session is over and CLOSE with this number is ready to be sent.
     pub fn handle(&mut self, now_ms: u64, frame: Frame, sink: &mut impl FnMut(Event)) -> Result<(), Code> {
+        if frame.routed().is_some() {
+            self.received.frames += 1;
+            self.received.bytes += frame.bytes.len() as u64;
+        }
         let outcome = if let (FrameType::Deliver, Phase::Open, Some(routed)) =
             (frame.frame_type(), self.phase, frame.routed())
         {
@@ -409,6 +424,11 @@ impl ClientSession {
     /// DELIVERs dropped as repeats.
     pub fn repeats(&self) -> u64 {
         self.repeats
+    }
+
+    /// What came of channels.
+    pub fn received(&self) -> Received {
+        self.received
     }
 
     /// What outlives the session, as it stands.

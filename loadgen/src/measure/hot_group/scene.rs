@@ -1,0 +1,294 @@
+//! One server with its group and the sessions: those that are told at once on this thread, the passive ones on one that stands back.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use fanfare_proto::{UserId, wire};
+
+use super::{
+    HotGroup,
+    plan::{Plan, Role},
+    world::{Tallies, World},
+};
+use crate::{
+    measure::{
+        accounting::CpuTimes,
+        beside::Beside,
+        crowd::{Crowd, Stage},
+        ledger::Deliveries,
+        machine::{Cores, allow_files},
+        population::{Maker, Person, people},
+        reach::Sent,
+        server::{Server, Transport},
+        udp,
+    },
+    scratch::Scratch,
+};
+
+/// Messages of each active session before anything is measured.
+const REHEARSED: usize = 2;
+/// Of those under way at once.
+const REHEARSING_MAX: u64 = 128;
+/// What cursors and scores take to be counted.
+const REST: Duration = Duration::from_secs(2);
+/// What opening sessions leaves to be done: positions are acknowledged within 12 s and then written.
+const SETTLE: Duration = Duration::from_secs(18);
+/// From the last message of a round until its CPU is read: what is told late (passive sessions, within 15 s) and acknowledged late
+/// (within 12 s) is in it.
+const LATE: Duration = Duration::from_secs(16);
+/// Passive sessions that fetch everything at the end.
+const SAMPLE: usize = 200;
+/// Absent members that come at the end.
+const RETURNING: usize = 50;
+
+/// See the module's page.
+pub struct Scene {
+    server: Server,
+    plan: Plan,
+    people: Arc<[Person]>,
+    sent: Vec<Sent>,
+    front: Crowd<World>,
+    back: Beside<Crowd<World>>,
+    _scratch: Scratch,
+}
+
+/// What a round took.
+pub struct Round {
+    /// By role.
+    pub tallies: Tallies,
+    /// CPU of the server in seconds, by kind of thread.
+    pub cpu_s: BTreeMap<String, f64>,
+    /// Cores that the server was running on while messages were sent.
+    pub cores: f64,
+    /// By the server's metrics: bytes handed to connections, and how often something was.
+    pub server_bytes: Option<f64>,
+    pub server_sends: Option<f64>,
+    pub messages: u64,
+    /// The longest that a message left after it was meant to.
+    pub late: Duration,
+}
+
+/// How it ended.
+pub struct Ended {
+    pub deliveries: Deliveries,
+    pub limited: u64,
+    pub behind: u64,
+    pub heads_equal: bool,
+}
+
+impl Scene {
+    /// Starts a server, makes `groups` groups (the second is the small one) and opens all sessions.
+    pub async fn open(
+        arguments: &HotGroup,
+        cores: &Cores,
+        plan: Plan,
+        delivery: wire::Delivery,
+        groups: usize,
+    ) -> Result<Self> {
+        let transport = arguments.options.transport;
+        allow_files(if transport == Transport::Quic { 0 } else { plan.sessions + RETURNING })?;
+        let scratch = Scratch::new("hot-group", arguments.options.keep)?;
+        let server = Server::start(&scratch.path, cores, transport).await?;
+        let people: Arc<[Person]> = people(&server.admin, plan.memberships).await?.into();
+        let sent = make(&server, plan, &people, groups).await?;
+
+        let (front_count, back_count) = (plan.front(), plan.sessions - plan.front());
+        let mut front = Crowd::new(World::new(plan, delivery, &sent, 0, front_count));
+        front.grow(&server.targets, &people, front_count).await?;
+        if delivery == wire::Delivery::Tiered {
+            rehearse(&front, plan, &sent).await?;
+        }
+        sent.iter().for_each(Sent::forget);
+
+        let shared = sent.clone();
+        let back = Beside::start("passive", move || {
+            Crowd::new(World::new(plan, delivery, &shared, front_count, back_count))
+        })?;
+        let (targets, behind_front) = (server.targets.clone(), Arc::clone(&people));
+        back.ask(async move |crowd| {
+            let targets = if transport == Transport::Quic { udp::apart(&targets)? } else { targets };
+            crowd.grow(&targets, &behind_front[front_count..], back_count).await
+        })
+        .await?;
+        tokio::time::sleep(SETTLE).await;
+        Ok(Self { server, plan, people, sent, front, back, _scratch: scratch })
+    }
+
+    /// Has messages sent to a group by a schedule, and waits until everybody knows of all of them.
+    pub async fn round(&mut self, group: usize, rate: f64, length: Duration) -> Result<Round> {
+        let messages = (rate * length.as_secs_f64()).round().max(1.0) as u64;
+        self.count().await?;
+        self.front.with(|stage| stage.load.begin(group));
+        let began = async move |crowd: &mut Crowd<World>| {
+            crowd.with(|stage| stage.load.begin(group));
+            Ok(())
+        };
+        self.back.ask(began).await?;
+        let metrics = self.metrics().await?;
+        let (before, began) = (self.server.cpu()?, Instant::now());
+        let from = began + Duration::from_millis(50);
+        for number in 0..messages {
+            let at = from + Duration::from_secs_f64(number as f64 / rate);
+            tokio::time::sleep_until(at.into()).await;
+            let sender = number as usize % self.plan.senders();
+            self.front.with(|stage| stage.load.send(sender, group, at));
+            self.front.wake(sender);
+        }
+        tokio::time::sleep_until((from + length).into()).await;
+        let sent_ns: u64 = self.server.cpu()?.since(&before).values().sum();
+        let cores = sent_ns as f64 / began.elapsed().as_nanos() as f64;
+        tokio::time::sleep(LATE).await;
+        let cpu_s = seconds(&self.server.cpu()?, &before);
+        let metrics_after = self.metrics().await?;
+
+        // What does not come is counted at the end.
+        let sent = &self.sent[group];
+        self.front
+            .until(|stage| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved))
+            .await?;
+        self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
+        self.count().await?;
+        let (mut tallies, late) = self.front.with(|stage| match stage.load.refused.take() {
+            Some(why) => bail!("{why}"),
+            None => Ok((stage.load.end_round(), stage.load.late)),
+        })?;
+        let passive = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.end_round()))).await?;
+        tallies.iter_mut().zip(&passive).for_each(|(all, passive)| all.add(passive));
+        let grown = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
+        Ok(Round {
+            tallies,
+            cpu_s,
+            cores,
+            server_bytes: grown(metrics_after.0, metrics.0),
+            server_sends: grown(metrics_after.1, metrics.1),
+            messages,
+            late,
+        })
+    }
+
+    /// Has all sessions count what they received: of frames that tell them nothing new nobody hears.
+    async fn count(&self) -> Result<()> {
+        self.front.datagrams_received().await?;
+        self.back.ask(async |crowd| crowd.datagrams_received().await).await.map(|_| ())
+    }
+
+    async fn metrics(&self) -> Result<(Option<f64>, Option<f64>)> {
+        let admin = &self.server.admin;
+        let bytes = admin.metric_sum("fanfare_gateway_bytes_out_total").await?;
+        let sends = match admin.metric_sum("fanfare_gateway_sends_total").await? {
+            Some(sends) => Some(sends),
+            None => admin.metric_sum("fanfare_gateway_buffers_out_total").await?,
+        };
+        Ok((bytes, sends))
+    }
+
+    /// Has all that are told at once and a sample of the others fetch what they lack, has some of the absent come, and ends everything.
+    pub async fn end(mut self) -> Result<Ended> {
+        let (front_count, back_count) = (self.plan.front(), self.plan.sessions - self.plan.front());
+        fetched(&self.front, 0..front_count).await?;
+        let step = (back_count / SAMPLE).max(1);
+        // By odd steps, so that both kinds of passive sessions are in it.
+        let step = step + usize::from(step.is_multiple_of(2));
+        self.back.ask(async move |crowd| fetched(crowd, (0..back_count).step_by(step)).await).await?;
+
+        let absent = self.plan.memberships - self.plan.sessions;
+        let returning = RETURNING.min(absent);
+        let of_absent =
+            |number: usize| self.people[self.plan.sessions + number * absent / returning.max(1)].clone();
+        let mut seats = self.people[..front_count].to_vec();
+        seats.extend((0..returning).map(of_absent));
+        self.front.grow(&self.server.targets, &seats, front_count + returning).await?;
+        let mut heads_equal = self.front.with(|stage| {
+            let world = &stage.load;
+            world.heads_are_equal() && (world.returned, world.returned_equal) == (returning, returning)
+        });
+        heads_equal &=
+            self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.heads_are_equal()))).await?;
+
+        let (mut deliveries, limited, behind) = counted(self.front.end().await?);
+        let passive = self.back.end(async |crowd| Ok(counted(crowd.end().await?))).await?;
+        deliveries.add(passive.0);
+        let unanswered: u64 = self.sent.iter().map(Sent::unanswered).sum();
+        if unanswered > 0 {
+            deliveries.lost += unanswered;
+            deliveries.note(|| format!("{unanswered} messages were never answered"));
+        }
+        self.server.stop()?;
+        Ok(Ended { deliveries, limited: limited + passive.1, behind: behind + passive.2, heads_equal })
+    }
+}
+
+fn counted(mut stage: Stage<World>) -> (Deliveries, u64, u64) {
+    let mut deliveries = stage.load.close();
+    stage.add_to(&mut deliveries);
+    (deliveries, stage.limited, stage.behind)
+}
+
+fn is_reached(stage: &Stage<World>) -> (bool, usize) {
+    (stage.load.is_reached(), stage.load.moved)
+}
+
+fn seconds(now: &CpuTimes, before: &CpuTimes) -> BTreeMap<String, f64> {
+    now.since(before).into_iter().map(|(kind, ns)| (kind, ns as f64 / 1e9)).collect()
+}
+
+async fn make(server: &Server, plan: Plan, people: &[Person], groups: usize) -> Result<Vec<Sent>> {
+    let target = server.targets.first().context("there is a way to connect")?;
+    let mut maker = Maker::open(target, people, 0).await?;
+    let mut sent = Vec::with_capacity(groups);
+    for group in 0..groups {
+        let others = people.iter().enumerate().skip(1);
+        let others: Vec<UserId> = others
+            .filter(|(number, _)| group == 0 || plan.is_in_small(*number))
+            .map(|(_, person)| person.id)
+            .collect();
+        let made = maker.group(["hot", "small"][group], &others).await?;
+        sent.push(Sent::new(made.channel, made.head));
+    }
+    maker.close().await;
+    Ok(sent)
+}
+
+/// Has sessions do what makes them what they are meant to be: active ones send and read, warm ones read.
+async fn rehearse(front: &Crowd<World>, plan: Plan, sent: &[Sent]) -> Result<()> {
+    let sending =
+        (0..plan.front()).filter(|number| matches!(plan.role(*number), Role::Visible | Role::Active));
+    for number in sending {
+        for (group, sent) in sent.iter().enumerate() {
+            let room = || sent.unanswered() + (REHEARSED as u64) <= REHEARSING_MAX;
+            front.until(|stage| (room() || stage.load.refused.is_some(), stage.load.moved)).await?;
+            front.with(|stage| (0..REHEARSED).for_each(|_| stage.load.send(number, group, Instant::now())));
+            front.wake(number);
+        }
+    }
+    let settled = |stage: &Stage<World>| {
+        let answered = sent.iter().all(|sent| sent.unanswered() == 0);
+        (answered && stage.load.is_reached() || stage.load.refused.is_some(), stage.load.moved)
+    };
+    let settled = front.until(settled).await?;
+    front.with(|stage| match stage.load.refused.take() {
+        Some(why) => bail!("{why}"),
+        None if !settled => bail!("the rehearsal's messages did not come to all"),
+        None => Ok(()),
+    })?;
+    for number in 0..plan.front() {
+        front.with(|stage| (0..sent.len()).for_each(|group| stage.load.read(number, group)));
+        front.wake(number);
+    }
+    tokio::time::sleep(REST).await;
+    Ok(())
+}
+
+async fn fetched(crowd: &Crowd<World>, members: impl IntoIterator<Item = usize>) -> Result<()> {
+    for member in members {
+        crowd.with(|stage| stage.load.fetch(member));
+        crowd.wake(member);
+    }
+    // What does not come is counted as lost.
+    crowd.until(|stage| (stage.load.have_fetched(), stage.load.moved)).await?;
+    Ok(())
+}
