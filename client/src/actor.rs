@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Watch,
     /// The user opened the channel by a push notification.
     Tapped(ChannelId),
+    WatchUsers(Vec<UserId>),
+    ShowTo(wire::Audience),
     Close(oneshot::Sender<DeviceState>),
 }
 
@@ -90,6 +92,8 @@ pub(crate) struct Actor {
     pub gaps: Gaps,
     /// How far the user has read, until the server says so too: (seq, ordinal, sent in this session).
     pub reads: HashMap<ChannelId, (Seq, u64, bool)>,
+    /// Whose presence is watched; said again in each session.
+    pub watched: Vec<UserId>,
     pub fresh_token: bool,
     pub moved_to: Option<Target>,
     /// What changed since it was told and kept.
@@ -308,6 +312,9 @@ impl Actor {
                                 self.user = user;
                                 *attempt = 0;
                                 self.fresh_token = false;
+                                if !self.watched.is_empty() {
+                                    let _ = connection.session().watch(&self.watched);
+                                }
                                 self.keeper.installation(Installation::of(user, connection.session().device()));
                             }
                             Told::Authenticated { .. } => {
@@ -421,6 +428,16 @@ impl Actor {
             // Looked at before anything is sent.
             Command::Watch => {}
             Command::Tapped(channel) => self.screen.tap(channel),
+            Command::WatchUsers(users) => {
+                self.watched = users;
+                let _ = session.map(|session| session.watch(&self.watched));
+            }
+            Command::ShowTo(audience) => {
+                let sent = session.map_or(Err(Code::OUT_OF_STATE), |session| session.show_to(audience));
+                if let Err(code) = sent {
+                    self.tell(Event::Failed { code, text: "who may see the user was not said".to_owned() });
+                }
+            }
             Command::Close(_) => {}
         }
     }
@@ -544,6 +561,16 @@ impl Actor {
                 self.tell(Event::Typing { channel, user: typing.user.into(), stopped: typing.stopped });
             }
             Told::Failed(error) if error.frame_type == FrameType::State as u32 => self.screen.refused(),
+            Told::Presence(presence) => {
+                if let Ok(audience) = wire::Audience::try_from(presence.audience)
+                    && audience != wire::Audience::Kept
+                {
+                    self.tell(Event::SeenBy(audience));
+                }
+                if !presence.users.is_empty() {
+                    self.tell(Event::Presence(presence.users.into()));
+                }
+            }
             Told::Failed(error) => {
                 self.tell(Event::Failed { code: Code(error.code as u16), text: error.text })
             }

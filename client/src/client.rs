@@ -186,6 +186,7 @@ impl Builder {
             questions: Default::default(),
             gaps: Gaps::default(),
             reads,
+            watched: Vec::new(),
             fresh_token: false,
             moved_to: None,
             changed: Default::default(),
@@ -506,6 +507,23 @@ impl Client {
     pub(crate) fn watching(&self, channel: ChannelId, more: bool) {
         self.inner.shared.watched.change(channel, more);
         self.hint(Command::Watch);
+    }
+
+    /// Watches whether these users are online, in place of those before: told at once as they stand and then as they change, each
+    /// time by [`Event::Presence`](crate::Event::Presence). Said again in each session; an empty list watches nobody.
+    ///
+    /// # Errors
+    /// `BAD_FIELD` where there are more than 256.
+    pub fn watch_users(&self, users: &[UserId]) -> Result<(), Code> {
+        if users.len() > fanfare_proto::limits::PRESENCE_WATCHED_MAX {
+            return Err(Code::BAD_FIELD);
+        }
+        self.inner.commands.try_send(Command::WatchUsers(users.to_vec())).map_err(|_| Code::RETRY_LATER)
+    }
+
+    /// Says who may see whether the user is online; [`Event::SeenBy`](crate::Event::SeenBy) says that it counts. Needs a connection.
+    pub fn seen_by(&self, audience: wire::Audience) {
+        self.hint(Command::ShowTo(audience));
     }
 
     fn hint(&self, command: Command) {

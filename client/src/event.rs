@@ -48,6 +48,10 @@ pub enum Event {
         /// Stopped.
         stopped: bool,
     },
+    /// Users that are watched, as they stand from now on; those not named stand as they did.
+    Presence(Arc<[wire::UserPresence]>),
+    /// Who may see whether the user is online, as it is set from now on.
+    SeenBy(wire::Audience),
     /// Entries that were missing have come; nothing in this range is missing any more.
     GapFilled {
         /// The channel.

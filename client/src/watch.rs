@@ -145,7 +145,11 @@ impl Watch {
                 | Event::InvitationOver(channel)
                 | Event::Rewound { channel, .. } => *channel == self.id,
                 Event::State(_) | Event::Lagged(_) => true,
-                Event::Synced { .. } | Event::Failed { .. } | Event::StoreFailed(_) => false,
+                Event::Synced { .. }
+                | Event::Presence(_)
+                | Event::SeenBy(_)
+                | Event::Failed { .. }
+                | Event::StoreFailed(_) => false,
             };
             if let Event::Rewound { from, .. } = &event
                 && wanted

@@ -1,8 +1,12 @@
 //! What a gateway is told when it starts: addresses, certificates, bounds.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use fanfare_proto::{limits, link::GatewayId, session::server::Policy};
+use fanfare_proto::{
+    limits,
+    link::{Activities, GatewayId},
+    session::server::Policy,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Everything a gateway is told. `Config::default()` listens on a free loopback port without TLS, for tests.
@@ -30,6 +34,8 @@ pub struct Config {
     pub reset_key: Option<[u8; 32]>,
     /// Life of a resume secret.
     pub resume_life: Duration,
+    /// Where what sessions do is told; without it PRESENCE is not served.
+    pub activities: Option<Arc<dyn Activities>>,
 }
 
 impl Default for Config {
@@ -45,6 +51,7 @@ impl Default for Config {
             sweep: Duration::from_secs(1),
             reset_key: None,
             resume_life: limits::RESUME_LIFE,
+            activities: None,
         }
     }
 }

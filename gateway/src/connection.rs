@@ -15,8 +15,9 @@ use fanfare_proto::{
     header::FrameType,
     ids::ChannelId,
     limits,
-    link::{Opened, Origin, Proof, Up},
+    link::{Activity, Alive, Opened, Origin, Proof, Up},
     session::server::{self, Action, Due, Greeted, ServerSession},
+    wire,
     ws::{Decoder, Event, Opcode, server_close, server_control},
 };
 use tokio::io::AsyncWrite as _;
@@ -110,6 +111,8 @@ pub(crate) struct Connection {
     pub broken: bool,
     /// What it sent waits for room at its owner: nothing is read until then.
     pub forwards: bool,
+    /// What the client last said of its screen.
+    foreground: Option<bool>,
     rare: Option<Box<Rare>>,
     /// Tokens issued before this time were revoked before the session opened, Unix seconds.
     tokens_from_s: u64,
@@ -156,6 +159,7 @@ impl Connection {
             dirty: Dirty::No,
             broken: false,
             forwards: false,
+            foreground: None,
             rare: early.map(|early| Box::new(Rare { early: Some(*early), ..Rare::default() })),
             tokens_from_s: 0,
             user,
@@ -258,6 +262,7 @@ impl Connection {
         self.stage = Stage::Open(session);
         self.control(frames.into(), now_ms);
         shared.counts.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let _ = shared.tell(Activity::Up(self.origin));
         None
     }
 
@@ -308,9 +313,12 @@ impl Connection {
 
     /// Tells the owner that the session is over, once.
     pub fn end(&mut self, shared: &Shared) {
-        match self.stage {
+        match &self.stage {
             Stage::Closing { .. } => return,
-            Stage::Open(_) => {
+            Stage::Open(session) => {
+                let silent_ms = shared.clock.now_ms().saturating_sub(session.heard_ms());
+                let silent_ms = u32::try_from(silent_ms).unwrap_or(u32::MAX);
+                let _ = shared.tell(Activity::Down(self.origin, silent_ms));
                 shared.counts.sessions.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             }
             Stage::Opening(_) => {}
@@ -340,6 +348,13 @@ impl Connection {
             Link::Quic(link) => link.close_with(code, reason),
         }
         self.wake();
+    }
+
+    /// Word that the session is still there, where it is open.
+    pub fn alive(&self, now_ms: u64) -> Option<Alive> {
+        let Stage::Open(session) = &self.stage else { return None };
+        let silent_ms = u32::try_from(now_ms.saturating_sub(session.heard_ms())).unwrap_or(u32::MAX);
+        Some(Alive { origin: self.origin, silent_ms, foreground: self.foreground })
     }
 
     /// What the sweep finds due.
@@ -644,7 +659,18 @@ impl Connection {
         };
         match action {
             Ok(Action::Forward) if frame.frame_type() == FrameType::Fetch => self.fetch(frame, ups),
-            Ok(Action::Forward) => ups.push(Up::Frame { origin: self.origin, frame }),
+            Ok(Action::Forward) if frame.frame_type() == FrameType::Presence => {
+                if let Err(code) = shared.tell(Activity::Presence(self.origin, frame.clone())) {
+                    let retry_after_ms = if code == Code::RETRY_LATER { server::RETRY_AFTER_MS } else { 0 };
+                    self.control(server::failed(&frame, code, retry_after_ms), now_ms);
+                }
+            }
+            Ok(Action::Forward) => {
+                if frame.frame_type() == FrameType::State {
+                    self.shown(shared, &frame);
+                }
+                ups.push(Up::Frame { origin: self.origin, frame });
+            }
             Ok(Action::Pong { time_ms }) => {
                 let pong = server::pong(time_ms, shared.clock.unix_ms(), session.acks_confirmed());
                 self.control(pong, now_ms);
@@ -673,6 +699,17 @@ impl Connection {
                 self.begin_close(shared, now_ms, None);
             }
             Err(code) => self.close(shared, now_ms, code),
+        }
+    }
+
+    /// The client said what its screen shows: told where that is another than before.
+    fn shown(&mut self, shared: &Shared, frame: &Frame) {
+        let foreground = frame.decode::<wire::State>().ok().map(|state| state.attention != 0);
+        if let Some(is_foreground) = foreground
+            && self.foreground != foreground
+        {
+            self.foreground = foreground;
+            let _ = shared.tell(Activity::Shown(self.origin, is_foreground));
         }
     }
 

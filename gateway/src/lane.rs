@@ -20,7 +20,7 @@ use fanfare_proto::{
     error::Code,
     header::{FrameType, Header},
     ids::ChannelId,
-    link::{AudienceChange, Down, Handle, Tier, Up},
+    link::{Activity, AudienceChange, Down, Handle, Tier, Up},
     session::server,
 };
 use later::{Credit, Laters};
@@ -57,6 +57,8 @@ const ACKS_WAIT: Duration = Duration::from_millis(5);
 /// Sessions of a channel from which on the sender's answer leaves behind the pass: what it sends next would only wait for
 /// the end of it.
 const LATE_AUDIENCE: usize = 64;
+/// Each session is told of as alive once in so many sweeps.
+const ALIVE_SWEEPS: u32 = 15;
 /// Connections that one lane may own: what a handle can number.
 const SLOTS_MAX: usize = 1 << 24;
 
@@ -110,6 +112,7 @@ struct State {
     late: Vec<u32>,
     later: Laters,
     next_generation: u32,
+    sweeps: u32,
     /// Everybody is sent away; when the lane ends at the latest.
     closing_by_ms: Option<u64>,
     handed_on: Vec<(u16, u32)>,
@@ -166,6 +169,7 @@ impl Lane {
             late: Vec::new(),
             later: Laters::default(),
             next_generation: 1,
+            sweeps: 0,
             closing_by_ms: None,
             handed_on: Vec::new(),
             buffers_out: 0,
@@ -296,7 +300,7 @@ impl Lane {
             }
             state.flush_late(&self.shared, now_ms);
             for (owner, bytes) in state.handed_on.drain(..) {
-                self.shared.credits.handed_on(self.shared.id, owner, bytes, &*self.shared.uplink);
+                self.shared.handed_on(owner, bytes);
             }
         });
     }
@@ -378,11 +382,17 @@ impl Lane {
     fn sweep(self: &Rc<Self>) {
         let now_ms = self.shared.clock.now_ms();
         let mut gone = Vec::new();
+        let mut alive = Vec::new();
         let mut waiting_bytes = 0;
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
+            state.sweeps = state.sweeps.wrapping_add(1);
+            let told = self.shared.activities.is_some().then_some(state.sweeps % ALIVE_SWEEPS);
             for (slot, connection) in state.connections.iter_mut() {
+                if told == Some(slot % ALIVE_SWEEPS) {
+                    alive.extend(connection.alive(now_ms));
+                }
                 let before = connection.waiting_bytes();
                 connection.sweep(&self.shared, now_ms);
                 let after = connection.waiting_bytes();
@@ -425,6 +435,9 @@ impl Lane {
             meters.memberships.set(state.audience.members() as f64);
             meters.channels.set(state.audience.channels() as f64);
             meters.waiting_bytes.set(waiting_bytes as f64);
+        }
+        if !alive.is_empty() {
+            let _ = self.shared.tell(Activity::Alive(alive));
         }
         for slot in gone {
             self.remove_slot(slot);

@@ -114,6 +114,7 @@ impl Gateway {
             resume,
             reset_key: config.reset_key,
             resume_life_ms: config.resume_life.as_millis() as u64,
+            activities: config.activities,
             limits: config.limits,
             origins: config.origins,
             plain: config.plain,

@@ -8,7 +8,7 @@ use std::sync::{
 use fanfare_proto::{
     error::Code,
     ids::{IdSource, SHARDS_MAX, SessionId, ShardId},
-    link::{GatewayId, Up, Uplink},
+    link::{Activities, Activity, GatewayId, PRESENCE_OWNER, Up, Uplink},
     session::server::Policy,
 };
 use parking_lot::Mutex;
@@ -28,6 +28,7 @@ use crate::{
 pub(crate) struct Shared {
     pub id: GatewayId,
     pub uplink: Arc<dyn Uplink>,
+    pub activities: Option<Arc<dyn Activities>>,
     pub verifier: Verifier,
     pub resume: ResumeKeys,
     pub resume_life_ms: u64,
@@ -63,6 +64,22 @@ impl Shared {
     pub fn send_up(&self, up: Up) {
         if self.uplink.try_send(up).is_err() {
             tracing::error!("the link took no word of a session's end");
+        }
+    }
+
+    /// Tells what a session did, where somebody wants to know.
+    ///
+    /// # Errors
+    /// `NOT_SERVED`, `RETRY_LATER`: only a client's PRESENCE is answered by it.
+    pub fn tell(&self, activity: Activity) -> Result<(), Code> {
+        self.activities.as_ref().map_or(Err(Code::NOT_SERVED), |activities| activities.publish(activity))
+    }
+
+    /// So many bytes of that owner were handed on.
+    pub fn handed_on(&self, owner: u16, bytes: u32) {
+        match &self.activities {
+            Some(activities) if owner == PRESENCE_OWNER => activities.credit(self.id, bytes),
+            _ => self.credits.handed_on(self.id, owner, bytes, &*self.uplink),
         }
     }
 

@@ -99,7 +99,15 @@ async fn a_bad_request_fails_and_the_session_goes_on() {
     assert_eq!(kit::code_of(&client.frame(FrameType::SendAck).await), Code::BODY_TOO_LARGE);
     client.send(&fetch(3, 101)).await;
     assert_eq!(kit::code_of(&client.frame(FrameType::Refused).await), Code::BAD_FIELD);
-    let presence = routed(FrameType::Presence, class::HINT, 0, 0, CHANNEL, 0, &wire::Presence::default());
+    let presence = routed(
+        FrameType::Presence,
+        class::HINT,
+        0,
+        0,
+        fanfare_proto::ChannelId(0),
+        0,
+        &wire::Presence::default(),
+    );
     client.send(&presence).await;
     assert_eq!(kit::code_of(&client.frame(FrameType::Error).await), Code::NOT_SERVED);
     client.send(&ping(1)).await;

@@ -42,6 +42,7 @@ enum Verb {
     Leak(measure::leak::Leak),
     HotGroup(measure::hot_group::HotGroup),
     Spike(measure::spike::Spike),
+    Presence(measure::presence::Presence),
     /// The loop of the floor of `pairs`: started by it.
     #[command(hide = true)]
     FloorRelay {
@@ -198,6 +199,7 @@ fn main() -> ExitCode {
         Verb::Leak(arguments) => measure::leak(&arguments),
         Verb::HotGroup(arguments) => measure::hot_group(&arguments),
         Verb::Spike(arguments) => measure::spike(&arguments),
+        Verb::Presence(arguments) => measure::presence(&arguments),
         Verb::Storm(arguments) => measure::storm(&arguments),
         Verb::PeerCrowd(arguments) => measure::peer::crowd::run(&arguments).map(|()| 0),
         Verb::FloorStore(arguments) => measure::sends::floor::run(&arguments).map(|()| 0),

@@ -18,6 +18,7 @@ mod machine;
 pub mod pairs;
 pub mod peer;
 mod population;
+pub mod presence;
 mod reach;
 pub mod report;
 pub mod sends;
@@ -91,4 +92,9 @@ pub fn hot_group(arguments: &hot_group::HotGroup) -> Result<u8> {
 /// `loadgen spike`.
 pub fn spike(arguments: &spike::Spike) -> Result<u8> {
     on_load(&arguments.options, |cores| async move { spike::run(arguments, &cores).await })
+}
+
+/// `loadgen presence`.
+pub fn presence(arguments: &presence::Presence) -> Result<u8> {
+    on_load(&arguments.options, |cores| async move { presence::run(arguments, &cores).await })
 }

@@ -103,7 +103,7 @@ fn client_frame(frame: &Frame) -> Result<(), Code> {
         Fetch => decode::<wire::Fetch>(frame).map(drop),
         Typing => decode::<wire::Typing>(frame).map(drop),
         Open => decode::<wire::Open>(frame).map(drop),
-        Presence => frame.decode::<wire::Presence>().map(drop),
+        Presence => decode::<wire::Presence>(frame).map(drop),
         Welcome | Pong | GoAway | Synced | Error | SendAck | Deliver | Notify | Gap | Page | Channel
         | Refused => Err(Code::UNKNOWN_TYPE),
     }
@@ -140,7 +140,10 @@ fn server_frame(frame: &Frame) -> Result<(), Code> {
         }
         Page => page(&frame.decode()?),
         Typing => frame.decode::<wire::Typing>().map(drop),
-        Presence => frame.decode::<wire::Presence>().map(drop),
+        Presence => {
+            let presence: wire::Presence = frame.decode()?;
+            require(presence.users.len() <= limits::REPEATED_MAX)
+        }
         Channel => frame.decode::<wire::ChannelState>().map(drop),
         Hello | Ping | Ack | State | Sync | Send | Fetch | Open => Err(Code::UNKNOWN_TYPE),
     }
@@ -355,6 +358,18 @@ impl Body for wire::Typing {
     fn check(&self, header: &Header) -> Result<(), Code> {
         no_request(header)?;
         require(self.user == 0)
+    }
+}
+
+impl Body for wire::Presence {
+    const TYPE: FrameType = FrameType::Presence;
+    const REPEATED: &'static [(&'static [u32], usize)] = &[(&[5], 0)];
+
+    fn check(&self, header: &Header) -> Result<(), Code> {
+        require(header.routed().is_some_and(|routed| routed.channel.is_none() && routed.seq == 0))?;
+        value(self.audience, 4)?;
+        require(self.watch.is_empty() || self.audience == 0)?;
+        ids(&self.watch, limits::PRESENCE_WATCHED_MAX)
     }
 }
 

@@ -75,5 +75,9 @@ pub const MEMBERSHIP_AT_ONCE_MEMBERS_MAX: usize = 256;
 pub const MEMBERS_MAX: usize = 200_000;
 /// Channels that one session may have on its screen.
 pub const VISIBLE_MAX: usize = 16;
+/// Users whose presence one session may watch.
+pub const PRESENCE_WATCHED_MAX: usize = 256;
+/// Users that one PRESENCE frame tells of, so that it goes into one datagram.
+pub const PRESENCE_USERS_PER_FRAME: usize = 40;
 /// Channels of one user.
 pub const CHANNELS_PER_USER_MAX: usize = 10_000;

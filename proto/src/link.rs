@@ -331,3 +331,45 @@ pub trait Downlink: Send + Sync + 'static {
         }
     }
 }
+
+/// The number of what tells presence, in place of an owner's: see [`Activities::credit`].
+pub const PRESENCE_OWNER: u16 = u16::MAX;
+
+/// One session that lives, as its gateway tells every 15 s.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Alive {
+    /// The session.
+    pub origin: Origin,
+    /// How long nothing has come from it, in milliseconds.
+    pub silent_ms: u32,
+    /// What it last said of its screen; `None` where it never did.
+    pub foreground: Option<bool>,
+}
+
+/// What sessions do, as far as presence follows from it.
+#[derive(Clone, Debug)]
+pub enum Activity {
+    /// A session is open.
+    Up(Origin),
+    /// It is over. It was heard of last so many milliseconds ago.
+    Down(Origin, u32),
+    /// It said whether it is in the foreground.
+    Shown(Origin, bool),
+    /// Sessions that are still there: what was lost on the way is made good by it.
+    Alive(Vec<Alive>),
+    /// A client's PRESENCE, checked.
+    Presence(Origin, Frame),
+}
+
+/// Where gateways tell what their sessions do. Nothing here waits.
+pub trait Activities: std::fmt::Debug + Send + Sync + 'static {
+    /// Takes one word, of one gateway in the order given.
+    ///
+    /// # Errors
+    /// `RETRY_LATER` for a [`Activity::Presence`] that finds no room; whatever else is lost is made good by the next
+    /// [`Activity::Alive`], or by its absence.
+    fn publish(&self, activity: Activity) -> Result<(), Code>;
+
+    /// Bytes that [`PRESENCE_OWNER`] sent were handed on.
+    fn credit(&self, gateway: GatewayId, bytes: u32);
+}

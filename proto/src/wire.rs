@@ -518,12 +518,23 @@ pub struct Typing {
     #[prost(bool, tag = "2")]
     pub stopped: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+/// Client to server: either `watch` (the users on the screen, in place of those before) or `audience` (who may see the user).
+/// Server to client: either `users` (as they stand now) or `audience` (what is set from now on).
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Presence {
+    #[prost(fixed64, repeated, tag = "4")]
+    pub watch: ::prost::alloc::vec::Vec<u64>,
+    #[prost(message, repeated, tag = "5")]
+    pub users: ::prost::alloc::vec::Vec<UserPresence>,
+    #[prost(enumeration = "Audience", tag = "6")]
+    pub audience: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserPresence {
     #[prost(fixed64, tag = "1")]
     pub user: u64,
-    #[prost(bool, tag = "2")]
-    pub online: bool,
+    #[prost(enumeration = "PresenceStatus", tag = "2")]
+    pub status: i32,
     #[prost(fixed64, tag = "3")]
     pub last_seen_ms: u64,
 }
@@ -813,6 +824,70 @@ impl Outcome {
             "FAIL" => Some(Self::Fail),
             "OK" => Some(Self::Ok),
             "UNKNOWN" => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Audience {
+    Kept = 0,
+    Everyone = 1,
+    SharedChannels = 2,
+    Nobody = 3,
+}
+impl Audience {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Kept => "AUDIENCE_KEPT",
+            Self::Everyone => "EVERYONE",
+            Self::SharedChannels => "SHARED_CHANNELS",
+            Self::Nobody => "NOBODY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIENCE_KEPT" => Some(Self::Kept),
+            "EVERYONE" => Some(Self::Everyone),
+            "SHARED_CHANNELS" => Some(Self::SharedChannels),
+            "NOBODY" => Some(Self::Nobody),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PresenceStatus {
+    NotTold = 0,
+    Online = 1,
+    Away = 2,
+    Offline = 3,
+}
+impl PresenceStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::NotTold => "NOT_TOLD",
+            Self::Online => "ONLINE",
+            Self::Away => "AWAY",
+            Self::Offline => "OFFLINE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NOT_TOLD" => Some(Self::NotTold),
+            "ONLINE" => Some(Self::Online),
+            "AWAY" => Some(Self::Away),
+            "OFFLINE" => Some(Self::Offline),
             _ => None,
         }
     }

@@ -81,6 +81,8 @@ pub enum Command {
     /// The installations people sign in from
     #[command(subcommand)]
     Device(Device),
+    /// Who is online, and who was when
+    Presence(Presence),
     /// Tokens of whatever origin
     #[command(subcommand)]
     Token(Token),
@@ -234,6 +236,14 @@ pub enum User {
     Export {
         /// Whom: a name or an id
         name: String,
+    },
+    /// Say who may see whether a user is online
+    SeenBy {
+        /// Whom: a name or an id
+        name: String,
+        /// By whom
+        #[arg(value_enum)]
+        audience: SeenBy,
     },
     /// Sign a user out everywhere: logins, tokens, resume secrets, sessions
     Revoke {
@@ -436,6 +446,39 @@ pub enum Device {
         /// Its id
         device: u64,
     },
+}
+
+/// `fanfare presence`
+#[derive(Debug, Args)]
+pub struct Presence {
+    /// Whom: names or ids, at most 100
+    #[arg(required = true, num_args = 1..=100, value_name = "USER")]
+    pub users: Vec<String>,
+    /// As this user may see it (default: all of it)
+    #[arg(long = "as", value_name = "USER")]
+    pub viewer: Option<String>,
+}
+
+/// Who may see a user.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SeenBy {
+    /// Every user
+    Everyone,
+    /// Members of a channel that the user is a member of, a direct one too
+    SharedChannels,
+    /// Nobody
+    Nobody,
+}
+
+impl SeenBy {
+    /// As the server calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Everyone => "everyone",
+            Self::SharedChannels => "shared_channels",
+            Self::Nobody => "nobody",
+        }
+    }
 }
 
 /// `fanfare token`

@@ -7,6 +7,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use fanfare_client::Entry;
+use fanfare_presence::{Audience, Presence};
 use fanfare_proto::{
     ChannelId, Code, Frame, MessageId, UserId,
     limits::FETCH_MESSAGES_MAX,
@@ -58,6 +59,7 @@ pub struct Exports {
     accounts: Accounts,
     router: Admin,
     pushes: Pushes,
+    presence: Presence,
     tasks: TaskTracker,
     running: Arc<Mutex<HashSet<UserId>>>,
     places: Arc<Semaphore>,
@@ -104,6 +106,7 @@ impl Exports {
         accounts: Accounts,
         router: Admin,
         pushes: Pushes,
+        presence: Presence,
         for_load: bool,
     ) -> Self {
         let more = if for_load { 10_000 } else { 1 };
@@ -112,6 +115,7 @@ impl Exports {
             accounts,
             router,
             pushes,
+            presence,
             tasks: TaskTracker::new(),
             running: Arc::default(),
             places: Arc::new(Semaphore::new(RUNNING_MAX)),
@@ -246,6 +250,13 @@ impl Exports {
         account["tokens_void_before"] = match user.tokens_from_s {
             0 => Value::Null,
             from_s => clock::rfc3339(from_s * 1000).into(),
+        };
+        account["seen_by"] = Audience::of(user).name().into();
+        let shown = self.presence.of(None, vec![id]).await?;
+        let seen_ms = shown.first().and_then(|shown| shown.seen).map_or(0, |seen| seen.last_seen_ms);
+        account["last_seen"] = match seen_ms {
+            0 => Value::Null,
+            seen_ms => clock::rfc3339(seen_ms).into(),
         };
         lines.add(&account).await?;
         for device in self.router.devices(id).await? {

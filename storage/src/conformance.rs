@@ -18,6 +18,7 @@ use crate::{
     metadata::Metadata,
     ownership::Ownership,
     push::PushOutbox,
+    seen::LastSeen,
 };
 
 /// Fresh, empty stores.
@@ -26,6 +27,8 @@ pub struct Stores {
     pub metadata: Arc<dyn Metadata>,
     /// Accounts, of the same deployment.
     pub accounts: Arc<dyn Accounts>,
+    /// Last seens, of the same deployment.
+    pub seen: Arc<dyn LastSeen>,
     /// Ownership, of the same deployment.
     pub ownership: Arc<dyn Ownership>,
     /// Content.
@@ -56,6 +59,7 @@ pub const CHECKS: &[Check] = &[
     ("activities follow their seq", metadata::activities_follow_their_seq),
     ("devices are revoked", metadata::devices_are_revoked),
     ("hashes and the walk tell every entry", metadata::hashes_and_walk),
+    ("last seens are maxima", metadata::last_seens_are_maxima),
     ("users' names are unique", metadata::user_names_are_unique),
     ("an account is made whole or not at all", accounts::accounts_are_made_whole),
     ("a refresh secret is taken once", accounts::refresh_secrets_are_taken_once),

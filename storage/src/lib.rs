@@ -21,6 +21,7 @@ pub mod ownership;
 pub mod push;
 pub mod read;
 pub mod reconcile;
+pub mod seen;
 
 pub use error::StoreError;
 

@@ -266,6 +266,10 @@ impl User {
     pub const BOT: u32 = 4;
     /// May use the server's admin API with a token of its own.
     pub const ADMINISTRATOR: u32 = 8;
+    /// Everyone may see whether the user is online; without it and the next one, who shares a channel.
+    pub const SEEN_BY_EVERYONE: u32 = 16;
+    /// Nobody may.
+    pub const SEEN_BY_NOBODY: u32 = 32;
 }
 
 /// A device of a user.

@@ -27,6 +27,7 @@ fn the_conformance_suite_passes() {
         Stores {
             metadata: opened.metadata.clone(),
             accounts: opened.metadata.clone(),
+            seen: opened.metadata.clone(),
             ownership: opened.metadata,
             content: opened.store.clone(),
             lists: opened.store.clone(),

@@ -15,7 +15,6 @@ from fanfare import (
     FORBIDDEN,
     NO_SUCH_TARGET,
     NOT_A_MEMBER,
-    NOT_SERVED,
     RATE_LIMITED,
     RECALLED,
     Device,
@@ -67,6 +66,7 @@ class Conversation:
             self.group,
             self.amendments,
             self.typing,
+            self.presence,
             self.receipts_and_counts,
             self.paging,
             self.resume,
@@ -238,6 +238,25 @@ class Conversation:
         await self.alice.ping()
         assert sum(f.type == "TYPING" for f in self.alice.seen[before:]) <= 2
 
+    async def presence(self):
+        bob, carol, nobody = self.ids["bob"], self.ids["carol"], 1
+
+        def told(user, status, since=0):
+            def matches(frame):
+                users = [(one["user"], one.get("status", "NOT_TOLD")) for one in frame.body.get("users", [])]
+                return (user, status) in users and any(frame is one for one in self.alice.seen[since:])
+
+            return matches
+
+        await self.alice.watch([bob, carol, nobody])
+        for user, status in ((bob, "ONLINE"), (carol, "ONLINE"), (nobody, "NOT_TOLD")):
+            await self.alice.frame("PRESENCE", told(user, status))
+        for audience, status in (("NOBODY", "NOT_TOLD"), ("SHARED_CHANNELS", "ONLINE")):
+            since = len(self.alice.seen)
+            await self.carol.seen_by(audience)
+            await self.alice.frame("PRESENCE", told(carol, status, since))
+        await self.alice.watch([])
+
     async def receipts_and_counts(self):
         channel = self.crabs
         seq, log = self.said[1], self.bob.device.log(channel)
@@ -385,9 +404,6 @@ class Conversation:
         await refused(BAD_FIELD, alice.send(self.dm, b"no UUID", message={"text": "x"}))
         await refused(EXPIRED, alice.send(self.dm, client_message_id(alice.now_ms() - 8 * DAY_MS), message={"text": "x"}))
         await refused(CLIENT_ID_AHEAD, alice.send(self.dm, client_message_id(alice.now_ms() + 180_000), message={"text": "x"}))
-        await alice.link.send(Frame("PRESENCE", channel=self.dm))
-        error = await alice.frame("ERROR")
-        assert error.body["code"] == NOT_SERVED and error.body["frame_type"] == 0x8B
         await alice.link.send(Frame("TYPING", channel=12_345))
         await alice.frame("ERROR", lambda frame: frame.body["code"] == NOT_A_MEMBER)
         await alice.ping()

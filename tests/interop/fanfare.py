@@ -454,6 +454,13 @@ class Session:
     async def typing(self, channel, stopped=False):
         await self.link.hint(Frame("TYPING", {"stopped": stopped}, channel=channel))
 
+    async def watch(self, users):
+        await self.link.send(Frame("PRESENCE", {"watch": users}))
+
+    async def seen_by(self, audience):
+        await self.link.send(Frame("PRESENCE", {"audience": audience}))
+        await self.frame("PRESENCE", lambda frame: frame.body.get("audience") == audience)
+
     async def renew(self, token):
         def answers():
             return [frame.body for frame in self.seen if frame.type == "AUTH" and frame.body.get("until_ms")]

@@ -15,6 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("fanfare-gateway", &["fanfare-proto"]),
     ("fanfare-storage", &["fanfare-proto"]),
     ("fanfare-router", &["fanfare-activity", "fanfare-proto", "fanfare-storage"]),
+    ("fanfare-presence", &["fanfare-proto", "fanfare-storage"]),
     ("fanfare-client", &["fanfare-proto"]),
     ("fanfare-loadgen", &["fanfare-proto", "fanfare-client"]),
     (
@@ -24,6 +25,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "fanfare-proto",
             "fanfare-storage",
             "fanfare-router",
+            "fanfare-presence",
             "fanfare-gateway",
             "fanfare-client",
         ],
@@ -65,6 +67,7 @@ const NEVER_BELOW: &[(&str, &[&str], &str)] = &[
         "it knows no session and has threads of its own",
     ),
     ("fanfare-router", &["quinn", "rustls", "axum", "hyper"], "sockets are not its business"),
+    ("fanfare-presence", &["quinn", "rustls", "axum", "hyper"], "sockets are not its business"),
     (
         "fanfare-client",
         &["fjall", "axum"],

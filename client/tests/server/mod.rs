@@ -15,7 +15,7 @@ pub struct Server {
     binary: PathBuf,
     data: PathBuf,
     pub listen: SocketAddr,
-    http: SocketAddr,
+    pub http: SocketAddr,
     child: Option<Child>,
 }
 

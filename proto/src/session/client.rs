@@ -352,7 +352,7 @@ impl ClientSession {
                     sink(Event::AuthRequired { within_ms: auth.required_within_ms });
                 }
             }
-            // PRESENCE is not served in this version.
+            FrameType::Presence => sink(Event::Presence(frame.decode()?)),
             _ => {}
         }
         Ok(())

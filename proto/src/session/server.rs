@@ -280,17 +280,12 @@ impl ServerSession {
         policy: &Policy,
         sends: &mut Bucket,
     ) -> Result<Action, Code> {
-        use FrameType::{Auth, Close, Counts, Fetch, Hello, Open, Ping, Presence, Send};
+        use FrameType::{Auth, Close, Counts, Fetch, Hello, Open, Ping, Send};
         if self.phase == Phase::Ended {
             return Err(Code::OUT_OF_STATE);
         }
         self.heard_ms = now_ms;
         let frame_type = frame.frame_type();
-        if frame_type == Presence {
-            let refused =
-                self.frames.take(now_ms, policy.frames).map_or(Code::RATE_LIMITED, |()| Code::NOT_SERVED);
-            return Ok(Action::Answer(error(refused, frame_type, 0)));
-        }
         check::header(&frame.header, true)?;
         match frame_type {
             Hello => return Err(Code::OUT_OF_STATE),
@@ -356,6 +351,11 @@ impl ServerSession {
     /// A request that was to be forwarded found no room: it is not in flight any more.
     pub fn request_failed(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// When the last frame or ping came, on the monotonic clock.
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
     }
 
     /// Unanswered requests.

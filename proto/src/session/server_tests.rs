@@ -176,12 +176,26 @@ fn a_bad_body_fails_its_request_or_ends_the_session() {
 }
 
 #[test]
-fn presence_is_not_served_and_the_session_goes_on() {
+fn a_watch_list_has_no_channel_and_a_bound() {
     let (mut session, mut sends) = open(0, u64::MAX);
-    let body = wire::Presence::default();
-    let presence = frame(frame::routed(FrameType::Presence, class::HINT, 0, 0, ChannelId(7), 0, &body));
-    let answer = session.handle(0, &presence, &POLICY, &mut sends).unwrap();
-    assert_eq!(answer_code(&answer), (FrameType::Error, u32::from(Code::NOT_SERVED.0)));
+    let mut sent = |channel, body: wire::Presence| {
+        let presence = frame(frame::routed(FrameType::Presence, class::HINT, 0, 0, channel, 0, &body));
+        session.handle(0, &presence, &POLICY, &mut sends)
+    };
+    let watch = |users: u64| wire::Presence { watch: (1..=users).collect(), ..Default::default() };
+    assert_eq!(sent(ChannelId(0), watch(256)), Ok(Action::Forward));
+    assert_eq!(sent(ChannelId(0), watch(0)), Ok(Action::Forward));
+    for (channel, body) in [
+        (ChannelId(7), watch(1)),
+        (ChannelId(0), watch(257)),
+        (ChannelId(0), wire::Presence { audience: 4, ..Default::default() }),
+        (ChannelId(0), wire::Presence { audience: 1, ..watch(1) }),
+        (ChannelId(0), wire::Presence { users: vec![wire::UserPresence::default()], ..Default::default() }),
+    ] {
+        let (mut session, mut sends) = open(0, u64::MAX);
+        let presence = frame(frame::routed(FrameType::Presence, class::HINT, 0, 0, channel, 0, &body));
+        assert_eq!(session.handle(0, &presence, &POLICY, &mut sends), Err(Code::BAD_FIELD));
+    }
 }
 
 #[test]

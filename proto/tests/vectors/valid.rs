@@ -280,9 +280,11 @@ fn client_channels(add: &mut dyn FnMut(&str, Bytes)) {
     add("every field", routed(Fetch, class::HISTORY, 0, 0, CHANNEL, 5, &fetch));
     add("begun", routed(Typing, class::HINT, 0, 0, CHANNEL, 0, &wire::Typing::default()));
     add("stopped", routed(Typing, class::HINT, 0, 0, CHANNEL, 0, &wire::Typing { user: 0, stopped: true }));
-    if Presence.from_client() {
-        add("reserved", routed(Presence, class::HINT, 0, 0, CHANNEL, 0, &wire::Presence::default()));
-    }
+    let mut presence = |what, body| add(what, routed(Presence, class::HINT, 0, 0, ChannelId(0), 0, &body));
+    presence("nobody is watched", wire::Presence::default());
+    presence("two are watched", wire::Presence { watch: vec![BOB, TOP], ..Default::default() });
+    let nobody = wire::Audience::Nobody as i32;
+    presence("seen by nobody", wire::Presence { audience: nobody, ..Default::default() });
     let open = |target| wire::Open { client_message_id: client_message_id(), target: Some(target) };
     let direct = open(wire::open::Target::Direct(BOB));
     add("direct", routed(Open, 0, 0, 0, ChannelId(0), 6, &direct));
@@ -438,8 +440,20 @@ fn server_channels(add: &mut dyn FnMut(&str, Bytes)) {
         routed(Page, class::HISTORY, 0, 1, CHANNEL, 5, &wire::Page { complete: true, ..Default::default() }),
     );
     add("begun", routed(Typing, class::HINT, 0, 0, CHANNEL, 0, &wire::Typing { user: BOB, stopped: false }));
-    let presence = wire::Presence { user: BOB, online: true, last_seen_ms: TIME_MS };
-    add("reserved", routed(Presence, class::HINT, 0, 0, CHANNEL, 0, &presence));
+    let of = |user, status: wire::PresenceStatus, last_seen_ms| wire::UserPresence {
+        user,
+        status: status as i32,
+        last_seen_ms,
+    };
+    let users = vec![
+        of(BOB, wire::PresenceStatus::Online, 0),
+        of(TOP, wire::PresenceStatus::Offline, TIME_MS),
+        of(7, wire::PresenceStatus::NotTold, 0),
+    ];
+    let mut presence = |what, body| add(what, routed(Presence, class::HINT, 0, 0, ChannelId(0), 0, &body));
+    presence("three users", wire::Presence { users, ..Default::default() });
+    let audience = wire::Audience::SharedChannels as i32;
+    presence("who sees it", wire::Presence { audience, ..Default::default() });
     add("answer to OPEN", routed(Channel, class::STATE, 0, 0, CHANNEL, 7, &state()));
     let removed = wire::ChannelState {
         channel: CHANNEL.0,

@@ -11,6 +11,7 @@ mod device;
 mod docs;
 mod doctor;
 mod explain;
+mod presence;
 mod push;
 mod reconcile;
 mod setup;
@@ -96,6 +97,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Channel(command) => asked(&global, |asker| channel::run(asker, command)),
         Command::Session(command) => asked(&global, |asker| user::sessions(asker, command)),
         Command::Device(command) => asked(&global, |asker| device::run(asker, command)),
+        Command::Presence(flags) => asked(&global, |asker| presence::run(asker, flags)),
         Command::Trace { message } => asked(&global, |asker| trace::run(asker, message)),
         Command::Top(flags) => asked(&global, |asker| top::run(asker, flags)),
         Command::Push(command) => asked(&global, |asker| push::run(asker, command)),

@@ -28,6 +28,9 @@ pub async fn run(asker: Asker, command: User) -> Outcome<u8> {
                 .output
                 .object("user", user, || format!("made {name} ({id}). Next: fanfare user token {name}"));
         }
+        User::SeenBy { name, audience } => {
+            return super::presence::seen_by(asker, name, audience).await;
+        }
         User::Ls => {
             let mut users: Vec<Value> = Vec::new();
             loop {

@@ -216,6 +216,25 @@ pub const KEYS: &[Key] = &[
         "auto: pretty on a terminal, else json",
     ),
     key(
+        "presence.away_after_s",
+        Kind::Number(1, 86_400),
+        "60",
+        "seconds in the background after which a device counts as away",
+    ),
+    key(
+        "presence.watched_max",
+        Kind::Number(1, 256),
+        "256",
+        "users whose presence one session may watch at a time",
+    ),
+    key(
+        "presence.write_every_s",
+        Kind::Number(1, 3_600),
+        "30",
+        "seconds between two writes of one user's last seen; a crowd's are spread over as many",
+    ),
+    key("presence.writes_per_second", Kind::Number(1, 100_000), "1000", "last seens written in a second"),
+    key(
         "push.age_max_s",
         Kind::Number(60, 2_592_000),
         "86400",

@@ -133,6 +133,8 @@ pub struct Configuration {
     pub activity: fanfare_activity::Settings,
     /// What follows from it.
     pub tiers: fanfare_router::TierTimes,
+    /// How presence is kept.
+    pub presence: fanfare_presence::Config,
     /// Slices of all channels and users, fixed when the data folder is made.
     pub shards: u16,
     /// The log's form.
@@ -301,6 +303,13 @@ impl Layers {
             },
             activity: activity::settings(self),
             tiers: activity::tiers(self),
+            presence: fanfare_presence::Config {
+                away_after: Duration::from_secs(self.number("presence.away_after_s")),
+                watched_max: self.number("presence.watched_max") as usize,
+                write_every: Duration::from_secs(self.number("presence.write_every_s")),
+                writes_per_s: self.number("presence.writes_per_second") as u32,
+                ..fanfare_presence::Config::default()
+            },
             shards: self.number("router.shards") as u16,
             log: match self.text("log.format") {
                 "pretty" => LogForm::Pretty,

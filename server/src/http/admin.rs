@@ -14,6 +14,8 @@
 //! POST /users/USER/disabled              {"disabled":bool}: out everywhere and not let in, or let in again
 //! GET  /users/USER/export                everything the server holds about the user, as lines of JSON (docs/how-to/export-a-user.md)
 //! POST /users/USER/revoke                signs the user out everywhere: logins, tokens, resume secrets, sessions
+//! POST /users/USER/audience              {"audience"}: who may see the user's presence: everyone, shared_channels, nobody
+//! GET  /presence?users=USER,...&as=USER  {"presence":[{"user","name","status","last_seen_ms","devices"?}]}; without `as` all of it
 //! GET  /administrators                   {"administrators":[{"user","name",...}]}
 //! POST /administrators/links             {"name"?} -> 201 {"link","name","expires_unix_s","expires_at"}: taken once
 //! POST /administrators/dismiss           {"user":USER}: takes the flag away
@@ -42,6 +44,7 @@
 //! ```
 
 mod administrators;
+mod presence;
 mod push;
 
 use std::{sync::Arc, time::Duration};
@@ -94,6 +97,7 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/users/{user}/token", post(token))
         .route("/users/{user}/password", post(password))
         .route("/users/{user}/disabled", post(disabled))
+        .route("/users/{user}/audience", post(presence::set_audience))
         .route("/users/{user}/export", get(export))
         .route("/users/{user}/revoke", post(revoke_all))
         .route("/administrators", get(administrators::list))
@@ -102,6 +106,7 @@ pub fn routes(state: Arc<NodeState>) -> Router<Arc<NodeState>> {
         .route("/webhook-keys", get(administrators::webhook_keys))
         .route("/webhook-keys/rotate", post(administrators::rotate))
         .route("/webhook-keys/withdraw", post(administrators::withdraw))
+        .route("/presence", get(presence::of))
         .route("/push", get(push::status))
         .route("/push/dead", get(push::dead))
         .route("/push/replay", post(push::replay))

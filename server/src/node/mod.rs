@@ -17,6 +17,7 @@ use std::{
 };
 
 use fanfare_gateway::TlsSource;
+use fanfare_presence::Presence;
 use fanfare_proto::Code;
 use fanfare_router::Status as RouterStatus;
 use serde_json::{Value, json};
@@ -74,6 +75,8 @@ pub struct NodeState {
     pub accounts: Accounts,
     /// What people take away of theirs.
     pub exports: Exports,
+    /// Who is online.
+    pub presence: Presence,
     /// Who signs webhooks.
     pub webhook_keys: WebhookKeys,
     /// Pushes to the absent.
@@ -212,7 +215,9 @@ impl Node {
         let trusted = (!configuration.trusted.is_empty())
             .then(|| jwks::start(configuration.trusted.clone(), verifier.clone()));
         let keys = (&*resume, &*resets);
-        let gateway = wiring::gateway(&configuration, tls.source, verifier.clone(), keys, &router)?;
+        let presence = wiring::presence(&configuration, &stores)?;
+        let gateway =
+            wiring::gateway(&configuration, tls.source, verifier.clone(), keys, &router, &presence)?;
         let address = gateway.addresses().first().copied().unwrap_or(configuration.listen);
         let for_load = configuration.limits == LimitsProfile::Load;
         let accounts = Accounts::new(
@@ -236,8 +241,14 @@ impl Node {
                 (started.0, Some(started.1))
             }
         };
-        let exports =
-            Exports::new(stores.accounts.clone(), accounts.clone(), router.admin(), pushes.clone(), for_load);
+        let exports = Exports::new(
+            stores.accounts.clone(),
+            accounts.clone(),
+            router.admin(),
+            pushes.clone(),
+            presence.clone(),
+            for_load,
+        );
         let edge = Edge::attach(&router);
         let administration = Administration::new(stores, issuer, router.admin());
         if seed == Seed::Demo {
@@ -255,6 +266,7 @@ impl Node {
             webhook_keys,
             pushes,
             exports,
+            presence,
             edge,
             origins: configuration.origins.clone(),
             for_load,
@@ -300,6 +312,7 @@ impl Node {
         if let Some(pushing) = self.pushing {
             pushing.stop().await;
         }
+        self.state.presence.clone().shutdown().await;
         self.router.shutdown().await;
         let file = admin_file::path(&self.state.folder);
         if let Err(error) = std::fs::remove_file(&file) {

@@ -15,6 +15,7 @@ use fanfare_storage::{
     ownership::Ownership,
     push::PushOutbox,
     reconcile::{Finding, Report, reconcile},
+    seen::LastSeen,
 };
 use serde_json::{Value, json};
 
@@ -32,6 +33,8 @@ pub struct Stores {
     pub metadata: Arc<dyn Metadata>,
     /// Passwords and logins.
     pub accounts: Arc<dyn Accounts>,
+    /// When users were last there.
+    pub seen: Arc<dyn LastSeen>,
     /// Who owns which shard.
     pub ownership: Arc<dyn Ownership>,
     /// What.
@@ -64,6 +67,7 @@ pub fn open_with(folder: &Path, pushes: bool) -> Outcome<(Stores, Option<Arc<dyn
     let stores = Stores {
         metadata: embedded.metadata.clone(),
         accounts: embedded.metadata.clone(),
+        seen: embedded.metadata.clone(),
         ownership: embedded.metadata,
         content: embedded.store.clone(),
         lists: embedded.store.clone(),

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use fanfare_gateway::{Config, Gateway, GatewayError, Limits, Origins, ResumeKeys, TlsSource, Verifier};
+use fanfare_presence::Presence;
 use fanfare_proto::{
     Code,
     link::{Down, Downlink, GatewayId},
@@ -47,6 +48,21 @@ pub async fn router(stores: &Stores, shards: u16, configuration: &Configuration)
     }
 }
 
+/// Starts presence on the same stores.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn presence(configuration: &Configuration, stores: &Stores) -> Outcome<Presence> {
+    let stores = fanfare_presence::Stores {
+        metadata: stores.metadata.clone(),
+        accounts: stores.accounts.clone(),
+        lists: stores.lists.clone(),
+        seen: stores.seen.clone(),
+    };
+    Presence::start(configuration.presence, stores)
+        .map_err(|error| Failure::internal("presence cannot start").why(error))
+}
+
 /// What checks tokens: this deployment's own key.
 ///
 /// # Errors
@@ -70,6 +86,7 @@ pub fn gateway(
     verifier: Verifier,
     (resume, resets): (&[u8], &[u8]),
     router: &Router,
+    presence: &Presence,
 ) -> Outcome<Gateway> {
     let resume: [u8; 32] = resume
         .try_into()
@@ -87,12 +104,14 @@ pub fn gateway(
         },
         lanes: configuration.lanes,
         reset_key,
+        activities: Some(presence.activities()),
         ..Config::default()
     };
     // The gateway takes connections before this function sees it, and an owner that is asked before it knows the way
     // back could not answer.
     let late = Arc::new(LateDownlink::default());
     router.attach_gateway(GATEWAY, late.clone());
+    presence.attach_gateway(GATEWAY, late.clone());
     let gateway = Gateway::start(config, router.uplink(), verifier, ResumeKeys::new(&[(RESUME_KEY, resume)]))
         .map_err(|error| match error {
             GatewayError::Listen { address, source } => {

@@ -5,5 +5,6 @@ mod codes;
 mod commands;
 mod http;
 mod newcomer;
+mod presence;
 mod process;
 mod tools;

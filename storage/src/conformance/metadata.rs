@@ -381,6 +381,15 @@ pub fn hashes_and_walk(stores: &Stores) {
     }
 }
 
+pub fn last_seens_are_maxima(stores: &Stores) {
+    let seen = |user| stores.seen.last_seen(UserId(user)).expect("read");
+    assert_eq!(seen(4), 0, "nobody knows");
+    stores.seen.write_seen(&[(UserId(4), 2_000), (UserId(5), 3_000)]).expect("written");
+    stores.seen.write_seen(&[(UserId(4), 1_000), (UserId(5), 4_000), (UserId(6), 1)]).expect("written");
+    assert_eq!((seen(4), seen(5), seen(6), seen(7)), (2_000, 4_000, 1, 0));
+    stores.seen.write_seen(&[]).expect("written");
+}
+
 pub fn user_names_are_unique(stores: &Stores) {
     let user = |id: u64, name: &str| User {
         user: UserId(id),

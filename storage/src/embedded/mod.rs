@@ -12,6 +12,7 @@ mod lists;
 mod log;
 mod push;
 mod record;
+mod seen;
 mod sql_error;
 mod sqlite;
 

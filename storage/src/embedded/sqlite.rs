@@ -38,8 +38,11 @@ const META_MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/meta/0004-rights.sql"),
     include_str!("../../migrations/meta/0005-outbox.sql"),
 ];
-const CURSORS_MIGRATIONS: &[&str] =
-    &[include_str!("../../migrations/cursors/0001.sql"), include_str!("../../migrations/cursors/0002.sql")];
+const CURSORS_MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/cursors/0001.sql"),
+    include_str!("../../migrations/cursors/0002.sql"),
+    include_str!("../../migrations/cursors/0003-seen.sql"),
+];
 
 /// The embedded metadata store. Holds every shard of the deployment.
 #[derive(Debug)]
@@ -103,6 +106,24 @@ impl SqliteMetadata {
         query: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
         self.meta.read(query)
+    }
+
+    /// As [`Database::write`] of `cursors.db`.
+    pub(super) fn write_cursors_file<T>(
+        &self,
+        step: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let value = self.cursors.write(step)?;
+        self.written(0);
+        Ok(value)
+    }
+
+    /// As [`Database::read`] of `cursors.db`.
+    pub(super) fn read_cursors<T>(
+        &self,
+        query: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.cursors.read(query)
     }
 
     fn written(&self, bytes: usize) {

@@ -34,15 +34,12 @@ impl Case {
     fn new(name: String, bytes: Bytes) -> Self {
         let frames: Vec<_> = Frame::iter(bytes.clone()).collect();
         let mut verdict = decoded(&frames);
-        if let [Ok(frame)] = &frames[..] {
-            // What is wrong in a session whatever it holds.
-            match frame.frame_type() {
-                FrameType::Hello if check::header(&frame.header, true).is_ok() => {
-                    verdict = Err(Code::OUT_OF_STATE)
-                }
-                FrameType::Presence => verdict = Err(Code::NOT_SERVED),
-                _ => {}
-            }
+        if let [Ok(frame)] = &frames[..]
+            && frame.frame_type() == FrameType::Hello
+            && check::header(&frame.header, true).is_ok()
+        {
+            // Wrong in a session whatever it holds.
+            verdict = Err(Code::OUT_OF_STATE);
         }
         let ends_session = frames
             .iter()

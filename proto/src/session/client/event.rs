@@ -110,6 +110,8 @@ pub enum Event {
         /// Who.
         typing: wire::Typing,
     },
+    /// Users that are watched as they stand now, or who may see this one.
+    Presence(wire::Presence),
     /// The answer to a heartbeat; milliseconds it took.
     Pong {
         /// From PING made to PONG handled.

@@ -5,7 +5,7 @@ use crate::{
     error::Code,
     frame,
     header::{FrameType, class, flags},
-    ids::{ChannelId, Seq},
+    ids::{ChannelId, Seq, UserId},
     limits, wire,
 };
 
@@ -91,6 +91,30 @@ impl ClientSession {
     pub fn typing(&mut self, channel: ChannelId, stopped: bool) -> Result<(), Code> {
         let typing = wire::Typing { user: 0, stopped };
         self.queue(frame::routed(FrameType::Typing, class::HINT, 0, 0, channel, 0, &typing))
+    }
+
+    /// Watches these users, at most 256, in place of those before.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; `BAD_FIELD` where there are more.
+    pub fn watch(&mut self, users: &[UserId]) -> Result<(), Code> {
+        if users.len() > limits::PRESENCE_WATCHED_MAX {
+            return Err(Code::BAD_FIELD);
+        }
+        let watch = users.iter().map(|user| user.0).collect();
+        self.presence(&wire::Presence { watch, ..Default::default() })
+    }
+
+    /// Says who may see whether this user is online, and when it was last seen.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn show_to(&mut self, audience: wire::Audience) -> Result<(), Code> {
+        self.presence(&wire::Presence { audience: audience.into(), ..Default::default() })
+    }
+
+    fn presence(&mut self, presence: &wire::Presence) -> Result<(), Code> {
+        self.queue(frame::routed(FrameType::Presence, class::CONTROL, 0, 0, ChannelId(0), 0, presence))
     }
 
     /// Says what the screen shows.

@@ -14,6 +14,7 @@ pub fn described() -> BTreeMap<String, (&'static str, String)> {
     metrics::with_local_recorder(&listener, || {
         fanfare_gateway::describe_metrics();
         fanfare_router::describe_metrics();
+        fanfare_presence::describe_metrics();
         crate::http::describe_metrics();
         crate::push::describe_metrics();
     });

@@ -6,6 +6,7 @@ mod administrators;
 mod amendments;
 mod channels;
 pub mod export;
+pub mod presence;
 mod rights;
 mod webhooks;
 
@@ -101,6 +102,7 @@ fn described() -> NodeRouter {
         .merge(amendments::routes())
         .merge(channels::routes())
         .merge(export::routes())
+        .merge(presence::routes())
         .merge(rights::routes())
         .merge(webhooks::routes())
 }

@@ -419,6 +419,7 @@ async fn blocks(State(node): Node, caller: Caller, Asked(asked): Asked<Paged>) -
     responses((status = 200, body = Done), Refusals))]
 async fn block(State(node): Node, caller: Caller, Ids([user]): Ids<1>) -> Answer<Done> {
     node.administration.block(caller.user.user, UserId(user), true).await?;
+    node.presence.recheck(caller.user.user).await?;
     Ok(DONE)
 }
 
@@ -428,5 +429,6 @@ async fn block(State(node): Node, caller: Caller, Ids([user]): Ids<1>) -> Answer
     responses((status = 200, body = Done), Refusals))]
 async fn unblock(State(node): Node, caller: Caller, Ids([user]): Ids<1>) -> Answer<Done> {
     node.administration.block(caller.user.user, UserId(user), false).await?;
+    node.presence.recheck(caller.user.user).await?;
     Ok(DONE)
 }

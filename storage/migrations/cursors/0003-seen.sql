@@ -1,0 +1,4 @@
+CREATE TABLE seen (
+    user INTEGER PRIMARY KEY,
+    seen_ms INTEGER NOT NULL
+) STRICT;
