@@ -438,6 +438,7 @@ impl Connection {
 
     fn run(&mut self, frames: Bytes, kind: Kind, channel: ChannelId, stream: usize, now_ms: u64) {
         match &mut self.link {
+            Link::Ws { .. } if kind == Kind::Hint && self.queue.waiting() > HINT_BEHIND_BYTES_MAX => {}
             Link::Ws { .. } => self.queue.push(Chunk::message(&frames, kind, channel), now_ms),
             Link::Quic(link) => {
                 let chunk = Chunk { bytes: frames, lead: 0, kind, channel };

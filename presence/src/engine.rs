@@ -152,7 +152,9 @@ impl Engine {
             self.end_watcher(watcher);
         }
         let Some(&at) = self.by_user.get(&origin.user) else { return };
-        let heard_ms = now.unix_ms.saturating_sub(u64::from(silent_ms));
+        // Between two heartbeats it was there until it ended.
+        let silent_ms = if silent_ms >= SILENT_MS { u64::from(silent_ms) } else { 0 };
+        let heard_ms = now.unix_ms.saturating_sub(silent_ms);
         let person = &mut self.people[at];
         let Some(place) = person.sessions.iter().position(|session| session.is(origin)) else { return };
         let session = person.sessions.swap_remove(place);

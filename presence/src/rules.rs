@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 /// Channels in kept lists.
 const KEPT_CHANNELS_MAX: usize = 1_000_000;
 /// How long a list is kept, milliseconds.
-const KEPT_MS: u64 = 10_000;
+const KEPT_MS: u64 = 2_000;
 
 /// Who may see whether a user is online, and when it was last seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -92,7 +92,7 @@ pub struct Stores {
     pub seen: Arc<dyn LastSeen>,
 }
 
-/// Answers who may see whom from the stores. Blocks. Keeps lists for a few seconds, so that a screen costs one look at each of its
+/// Answers who may see whom from the stores. Blocks. Keeps lists for a moment, so that a screen costs one look at each of its
 /// users.
 pub struct Rules {
     stores: Stores,
@@ -141,12 +141,11 @@ impl Rules {
         list.sort_unstable();
         let list: Arc<[ChannelId]> = list.into();
         // One more for the entry itself.
-        let (mut size, old) = (list.len() + 1, self.lists.remove(&user));
+        let (size, old) = (list.len() + 1, self.lists.remove(&user));
         self.kept -= old.map_or(0, |(_, old)| old.len() + 1);
         if self.kept + size > KEPT_CHANNELS_MAX {
             self.lists.clear();
             self.kept = 0;
-            size = list.len() + 1;
         }
         self.kept += size;
         self.lists.insert(user, (now_ms, Arc::clone(&list)));

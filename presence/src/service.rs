@@ -35,6 +35,8 @@ const FRESH_CHECKS: Duration = Duration::from_millis(50);
 const CHECKS_AGAIN: Duration = Duration::from_millis(20);
 /// Sessions that are told something in one go.
 const TOLD_MAX: usize = 1_024;
+/// Between two writes of last seens, milliseconds.
+const WRITE_MS: u64 = 1_000;
 /// Rows of one transaction.
 const ROWS_MAX: usize = 256;
 /// Questions that may wait.
@@ -68,11 +70,14 @@ enum Ask {
     Stop,
 }
 
+/// What waits for the thread; `None` once it has ended.
+type Asks = Mutex<Option<Vec<Ask>>>;
+
 /// The running service. [`Self::shutdown`] ends it. Clones are handles of the same one.
 #[derive(Clone)]
 pub struct Presence {
     queue: Arc<Queue>,
-    asks: Arc<Mutex<Vec<Ask>>>,
+    asks: Arc<Asks>,
     stores: Stores,
     /// For those who ask from elsewhere. Locked by a blocking thread for one answer.
     rules: Arc<Mutex<Rules>>,
@@ -93,7 +98,7 @@ impl Presence {
     /// There is no thread to be had.
     pub fn start(config: Config, stores: Stores) -> Result<Self, StartError> {
         meter::describe();
-        let (queue, asks) = (Arc::new(Queue::default()), Arc::new(Mutex::new(Vec::new())));
+        let (queue, asks) = (Arc::new(Queue::default()), Arc::new(Mutex::new(Some(Vec::new()))));
         let started = Instant::now();
         let work = Work {
             engine: Engine::new(config, now(started)),
@@ -105,6 +110,7 @@ impl Presence {
             meters: Meters::new(),
             started,
             audiences: (0, 0),
+            write_ms: 0,
         };
         let thread = std::thread::Builder::new().name("presence".into()).spawn(move || work.run())?;
         let rules = Arc::new(Mutex::new(Rules::new(stores.clone())));
@@ -118,7 +124,9 @@ impl Presence {
 
     /// A gateway came: what its sessions are told goes this way.
     pub fn attach_gateway(&self, gateway: GatewayId, downlink: Arc<dyn Downlink>) {
-        self.asks.lock().push(Ask::Attach(gateway, downlink));
+        if let Some(asks) = self.asks.lock().as_mut() {
+            asks.push(Ask::Attach(gateway, downlink));
+        }
         self.queue.wake();
     }
 
@@ -196,9 +204,7 @@ impl Presence {
     fn ask(&self, ask: Ask) -> Result<(), Code> {
         {
             let mut asks = self.asks.lock();
-            if asks.len() >= ASKS_MAX {
-                return Err(Code::RETRY_LATER);
-            }
+            let asks = asks.as_mut().filter(|asks| asks.len() < ASKS_MAX).ok_or(Code::RETRY_LATER)?;
             asks.push(ask);
         }
         self.queue.wake();
@@ -208,7 +214,9 @@ impl Presence {
     /// Takes what gateways still said, writes every last seen that waits, ends the thread.
     pub async fn shutdown(self) {
         let Some(thread) = self.thread.lock().take() else { return };
-        self.asks.lock().push(Ask::Stop);
+        if let Some(asks) = self.asks.lock().as_mut() {
+            asks.push(Ask::Stop);
+        }
         self.queue.wake();
         match tokio::task::spawn_blocking(move || thread.join()).await {
             Ok(Ok(())) => {}
@@ -247,7 +255,7 @@ struct Gateway {
 struct Work {
     engine: Engine,
     queue: Arc<Queue>,
-    asks: Arc<Mutex<Vec<Ask>>>,
+    asks: Arc<Asks>,
     stores: Stores,
     rules: Rules,
     gateways: HashMap<GatewayId, Gateway>,
@@ -255,6 +263,8 @@ struct Work {
     started: Instant,
     /// The second, and the audiences written in it.
     audiences: (u64, u32),
+    /// When last seens are written next.
+    write_ms: u64,
 }
 
 impl Work {
@@ -335,7 +345,8 @@ impl Work {
     /// Answers who asks; says whether to stop.
     fn answer(&mut self, now: Now) -> bool {
         let mut stops = false;
-        for ask in std::mem::take(&mut *self.asks.lock()) {
+        let asks = self.asks.lock().as_mut().map(std::mem::take).unwrap_or_default();
+        for ask in asks {
             match ask {
                 Ask::Of(users, reply) => {
                     let found = users.into_iter().map(|user| self.engine.of(now, user)).collect();
@@ -427,7 +438,12 @@ impl Work {
         }
     }
 
+    /// Once a second, so that a trickle costs one flush in it.
     fn write(&mut self, now: Now) {
+        if now.ms < self.write_ms {
+            return;
+        }
+        self.write_ms = now.ms + WRITE_MS;
         let rows = self.engine.poll_writes(now);
         self.write_rows(now, &rows);
     }
@@ -469,6 +485,13 @@ impl Work {
         self.meters.watched.set(counts.watched as f64);
         self.meters.queue_depth.set(depth as f64);
         self.meters.writes_waiting.set(counts.writes_waiting as f64);
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // However it ended, whoever still asks is told to come later.
+        drop(self.asks.lock().take());
     }
 }
 

@@ -296,7 +296,8 @@ async fn last_seens_outlive_the_service() {
         assert_eq!(seen.status, Status::Offline);
         assert!(seen.last_seen_ms >= before_ms, "{shown:?}");
     }
-    presence.shutdown().await;
+    presence.clone().shutdown().await;
+    assert_eq!(presence.of(None, vec![UserId(1)]).await, Err(Code::RETRY_LATER), "it has ended");
 }
 
 fn unix_ms() -> u64 {

@@ -427,6 +427,7 @@ impl Shard {
                 }
                 Left::Reload => {
                     channel.fail_waiting(&mut self.desk, Code::RETRY_LATER);
+                    channel.release(&mut self.desk);
                     channel.put_away(&self.desk);
                     let audience = std::mem::take(&mut channel.audience);
                     let sent = channel.row.head;

@@ -352,17 +352,30 @@ async fn in_large_groups_joins_are_bundled() {
     let (channel, users, mut owner) = group(&house, 260).await;
     let mut watcher = Follower::new(&house, users[1], 2, foreground(&[])).await;
     let newcomers = house.users(40).await;
+    let mut comers = Vec::new();
+    for newcomer in &newcomers[30..] {
+        comers.push(Follower::new(&house, *newcomer, 3, foreground(&[])).await);
+    }
     let (before, began) = (house.gateway.fanouts(channel), Instant::now());
-    let mut head = 0;
+    let (mut head, mut joined) = (0, Vec::new());
     for newcomer in &newcomers {
         let ack = owner.send(channel, membership(wire::MembershipChange::Joined, &[*newcomer])).await;
         head = ack.seq;
+        joined.push(head);
     }
     watcher.until_head(channel, head).await;
     let seconds = began.elapsed().as_secs();
     let fanouts = house.gateway.fanouts(channel) - before;
     assert!(fanouts <= seconds + 2, "{fanouts} fan-outs in {seconds} s");
     assert_eq!(watcher.delivered.len(), 40, "each of them was told");
+    // Who came in meanwhile has its own entry and what is behind it, each once, and nothing that was before.
+    let seq = owner.say(channel, "welcome").await;
+    watcher.until_head(channel, seq).await;
+    for (comer, joined) in comers.iter_mut().zip(&joined[30..]) {
+        comer.until_head(channel, seq).await;
+        assert_eq!(comer.delivered, (*joined..=seq).collect::<Vec<_>>());
+        assert_eq!(comer.client.repeats(), 0);
+    }
     // A message does not wait, and nothing that waits comes behind it.
     owner.send(channel, membership(wire::MembershipChange::Removed, &newcomers[..1])).await;
     let said = owner.say(channel, "hello").await;
@@ -387,12 +400,17 @@ impl Random {
 /// with a hole, nobody is told anything twice, and everybody ends at the same head.
 #[tokio::test]
 async fn nobody_loses_or_repeats_anything_whatever_tier_it_has() {
+    let mut seen = [0u32; 5];
     for seed in 1..=8 {
-        walk(seed).await;
+        for (sum, times) in seen.iter_mut().zip(walk(seed).await) {
+            *sum += times;
+        }
     }
+    assert!(seen.iter().all(|times| *times > 0), "{seen:?} is no walk through all tiers");
 }
 
-async fn walk(seed: u64) {
+/// Gives how often somebody was seen in each tier.
+async fn walk(seed: u64) -> [u32; 5] {
     const MEMBERS: usize = 9;
     let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
         quick(config);
@@ -476,11 +494,11 @@ async fn walk(seed: u64) {
         assert_eq!(follower.client.repeats(), 0, "seed {seed}: member {member}");
         assert!(follower.delivered.is_sorted(), "seed {seed}: member {member}");
     }
-    assert!(seen.iter().all(|times| *times > 0), "seed {seed}: {seen:?} is no walk through all tiers");
     let whole: Vec<u64> = owner.history(channel, 0).await.iter().map(|(seq, _)| *seq).collect();
     let is_whole = full.delivered.windows(2).all(|pair| pair[0] + 1 == pair[1]);
     assert!(is_whole || full.gaps > 0, "seed {seed}: {:?}", full.delivered);
     assert_eq!(whole.last(), Some(&head));
+    seen
 }
 
 #[tokio::test]

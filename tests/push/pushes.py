@@ -3,15 +3,23 @@ what is in a push; forged ones. See `run`."""
 
 import asyncio
 import base64
+import datetime
 import json
+import ssl
+import tempfile
 import threading
 import time
 import urllib.request
 from http.client import HTTPConnection
 
 import receiver as receiving
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from scene import RECENT_S, SECRET, Scene
 
 CANARY = "canary-8f3a"
@@ -300,6 +308,33 @@ async def previews():
         assert len(scene.receiver.of(user=wes)) == 2 and CANARY not in json.dumps(scene.receiver.accepted)
 
 
+def untrusted():
+    """A receiver whose certificate nobody vouches for gets nothing."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False).sign(key, hashes.SHA256())
+    with tempfile.NamedTemporaryFile() as file:
+        plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        file.write(made.public_bytes(Encoding.PEM) + plain)
+        file.flush()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(file.name)
+    with Scene({"attempts_max": 1}, tls=tls) as scene:
+        assert scene.receiver.url.startswith("https://")
+        scene.people(["xia", "yan"])
+        scene.say("xia", scene.direct("xia", "yan"), "hi")
+        deadline = time.monotonic() + 20
+        while scene.settled()["dead"] == 0:
+            assert time.monotonic() < deadline, "it was not given up"
+            time.sleep(0.05)
+        (dead,) = json.loads(scene.run("push", "dead", "--json"))["pushes"]
+        assert "certificate" in dead["error"], dead
+        assert not scene.receiver.attempts and scene.receiver.refused == 0, "it was sent something"
+
+
 def off():
     """Without a receiver there are no pushes, and commands say so."""
     with Scene({"url": ""}) as scene:
@@ -337,8 +372,9 @@ def main():
         assert scene.receiver.refused == 1, f"{scene.receiver.refused} of the server's own were refused"
         assert CANARY not in json.dumps(scene.receiver.accepted), "content in a push"
     asyncio.run(previews())
+    untrusted()
     off()
-    print(f"pushes: {len(cases) + 3} cases passed")
+    print(f"pushes: {len(cases) + 4} cases passed")
 
 
 main()

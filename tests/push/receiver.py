@@ -51,7 +51,7 @@ class Receiver:
     """Runs in threads of its own. `accepted` has the body of each key as it was taken first, `times` when, `attempts` how often each
     was posted, `raw` the newest request (headers, body)."""
 
-    def __init__(self, secrets, port=0):
+    def __init__(self, secrets, port=0, tls=None):
         self.secrets = secrets
         self.accepted, self.times, self.attempts = {}, {}, Counter()
         self.refused, self.together, self.most_together = 0, 0, 0
@@ -74,7 +74,9 @@ class Receiver:
                 pass
 
         self.server = Server(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/push"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"{'https' if tls else 'http'}://localhost:{self.server.server_address[1]}/push"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def post(self, request):

@@ -21,9 +21,9 @@ RECENT_S = 2
 class Scene(RunningServer):
     """`config` are keys of the section `push`."""
 
-    def __init__(self, config=None, power_cuts=False):
+    def __init__(self, config=None, power_cuts=False, tls=None):
         super().__init__(os.environ["FANFARE"], "--limits", "load")
-        self.receiver = Receiver([SECRET])
+        self.receiver = Receiver([SECRET], tls=tls)
         self.config = {"url": self.receiver.url, "recent_activity_delay_s": RECENT_S} | (config or {})
         self.power_cuts, self.extra = power_cuts, {}
         self.named, self.tokens = {}, {}

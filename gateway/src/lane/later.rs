@@ -55,7 +55,7 @@ impl Lane {
         }
         state.flush(&self.shared, now_ms);
         for (owner, bytes) in state.handed_on.drain(..) {
-            self.shared.credits.handed_on(self.shared.id, owner, bytes, &*self.shared.uplink);
+            self.shared.handed_on(owner, bytes);
         }
         if state.later.queue.is_empty() && state.later.queue.capacity() > SLICE {
             state.later.queue = VecDeque::new();

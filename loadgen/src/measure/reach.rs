@@ -247,9 +247,10 @@ impl Reach {
     /// One DELIVER of a session. Gives its seq and when it was meant to leave.
     pub fn delivered(&mut self, member: usize, frame: &Frame) -> Option<(u64, Instant)> {
         let seq = frame.routed()?.seq;
-        let counts = seq > self.sent.after();
+        let after = self.sent.after();
+        let counts = seq > after;
         let standing = self.standing(member)?;
-        let (is_new, known, tip) = (standing.held.insert(seq), standing.known(), standing.tip);
+        let (is_new, known, tip) = (standing.held.insert(seq), standing.known().max(after), standing.tip);
         standing.tip = tip.max(seq);
         if !counts {
             return None;

@@ -21,7 +21,7 @@ use fanfare_proto::UserId;
 use serde::Serialize;
 
 use super::{
-    accounting::{forget_peak, resident_bytes},
+    accounting::{CpuTimes, forget_peak, resident_bytes},
     beside::Beside,
     crowd::{Crowd, Stage},
     ledger::Deliveries,
@@ -47,6 +47,8 @@ const MEMBERS: usize = 5;
 const HOT_SENDERS: usize = 20;
 /// Users that connect and leave by turns.
 const COMERS: usize = 2_000;
+/// What opening sessions leaves to be done: positions are acknowledged within 12 s and then written.
+const SETTLE: Duration = Duration::from_secs(15);
 /// How often paces are looked at.
 const TICK: Duration = Duration::from_millis(1);
 /// From the end of the spike: at least so long, at most so long.
@@ -206,6 +208,7 @@ impl House {
             spike_per_s: arguments.connects,
         };
         let coming = Beside::start("coming", || ())?;
+        tokio::time::sleep(SETTLE).await;
         Ok(Self { server, small: small_crowd, loud: loud_crowd, coming, comers, _scratch: scratch })
     }
 
@@ -234,8 +237,8 @@ impl House {
             is_over.store(true, Ordering::Relaxed);
             kept
         };
-        let (small, loud, came) = tokio::join!(small, loud, coming);
-        let (_, came) = ((small?, loud?), came?);
+        let (small, loud, came, cores) = tokio::join!(small, loud, coming, self.cores(&clock));
+        let (_, came, cores) = ((small?, loud?), came?, cores?);
         let (_, peak_bytes) = resident_bytes(self.server.pid())?;
         // What does not come is counted at the end.
         self.small.until(settled).await?;
@@ -247,7 +250,21 @@ impl House {
             books[at] = book;
         }
         let [small, hot, more] = books;
-        Ok(Spiked::of(on, &Lasted { small, hot, more, came }, before_bytes, peak_bytes))
+        Ok(Spiked::of(on, &Lasted { small, hot, more, came, cores }, before_bytes, peak_bytes))
+    }
+
+    /// Cores that the server was running on before, and in the spike.
+    async fn cores(&self, clock: &Clock) -> Result<(f64, f64)> {
+        let of = |now: &CpuTimes, before: &CpuTimes, length: Duration| {
+            now.since(before).values().sum::<u64>() as f64 / length.as_nanos() as f64
+        };
+        tokio::time::sleep_until(clock.from.into()).await;
+        let began = self.server.cpu()?;
+        tokio::time::sleep_until((clock.from + clock.calm).into()).await;
+        let before = self.server.cpu()?;
+        tokio::time::sleep_until(clock.over().into()).await;
+        let over = self.server.cpu()?;
+        Ok((of(&before, &began, clock.calm), of(&over, &before, clock.spike)))
     }
 
     /// Whether the small groups are as before, or never will be.

@@ -60,8 +60,8 @@ impl Writes {
         }
         let passed = now_ms.saturating_sub(self.polled_ms);
         self.polled_ms = now_ms;
-        // At most what a quarter of a second allows is saved up.
-        self.allowance = (self.allowance + passed * self.per_s).min((self.per_s * 250).max(1_000));
+        // At most what a second allows is saved up.
+        self.allowance = (self.allowance + passed * self.per_s).min(self.per_s * 1_000);
         if self.allowance < 1_000 {
             return None;
         }

@@ -4,19 +4,33 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_proto::{
+    UserId,
     limits::MEMBERSHIP_AT_ONCE_MEMBERS_MAX,
-    link::{Down, Tiers},
+    link::{Down, GatewayId, Handle, Origin, Tier, Tiers},
 };
 use fanfare_storage::model::EntryKind;
 use tokio::time::Instant;
 
 use super::{Channel, Sequenced};
-use crate::desk::{Desk, Due};
+use crate::{
+    audience::Listener,
+    desk::{Desk, Due},
+};
 
 /// Between two fan-outs of nothing but membership entries.
 const EVERY: Duration = Duration::from_secs(1);
 /// Bytes of one such fan-out.
 const BYTES: usize = 64 * 1024;
+
+/// A session that its gateway does not know of yet.
+#[derive(Debug)]
+pub struct Comer {
+    user: UserId,
+    gateway: GatewayId,
+    handle: Handle,
+    /// Up to here it has everything.
+    has: u64,
+}
 
 impl Channel {
     /// Whether entries may wait for others of their kind.
@@ -57,12 +71,48 @@ impl Channel {
             self.waits.held_sent = Some(Instant::now());
             return (both, held);
         }
-        self.release(desk);
+        self.send_held(desk);
         (frames, first)
+    }
+
+    /// A session that comes while entries are held has them already, and may have none of those before it joined: its gateway hears of it
+    /// when they have gone out. Says whether that is so.
+    pub(super) fn wait_to_listen(&mut self, origin: &Origin) -> bool {
+        if self.waits.held.is_some() {
+            let Origin { gateway, handle, user, .. } = *origin;
+            self.waits.comers.push(Comer { user, gateway, handle, has: self.heard });
+        }
+        self.waits.held.is_some()
+    }
+
+    /// Whether its gateway does not know of the session yet.
+    pub(super) fn waits_to_listen(&self, listener: &Listener) -> bool {
+        let is = |comer: &Comer| comer.gateway == listener.gateway && comer.handle == listener.handle;
+        self.waits.comers.iter().any(is)
+    }
+
+    /// What was held has gone out, to everybody but those who had it: from here on they listen as the others do.
+    pub(super) fn let_listen(&mut self, desk: &mut Desk) {
+        for Comer { user, gateway, handle, has } in std::mem::take(&mut self.waits.comers) {
+            let Some(serving) = self.audience.serving(gateway, user, handle) else { continue };
+            if serving.tier() == Tier::Warm {
+                self.settle_warm(desk, gateway);
+            }
+            if has < self.heard {
+                let frames = self.news(has, true);
+                desk.gateways.reply_at(gateway, handle, frames);
+            }
+            desk.gateways.add(self.id(), gateway, handle, serving.tier());
+        }
     }
 
     /// Sends what was held.
     pub fn release(&mut self, desk: &mut Desk) {
+        self.send_held(desk);
+        self.let_listen(desk);
+    }
+
+    fn send_held(&mut self, desk: &mut Desk) {
         let Some(first) = self.waits.held.take() else { return };
         self.waits.held_sent = Some(Instant::now());
         let (channel, mut stands) = (self.id(), first.saturating_sub(1));

@@ -294,6 +294,7 @@ impl Channel {
         let (frames, first_seq) = self.with_held(desk, frames, first_seq, last_seq);
         self.at_once(desk, &frames, first_seq);
         self.heard = last_seq;
+        self.let_listen(desk);
         for item in items {
             if item.named.as_ref().is_some_and(|named| named.all) {
                 self.tell_all(desk, &item.entry.frame);

@@ -121,7 +121,9 @@ impl Channel {
                 self.settle_warm(desk, origin.gateway);
             }
             self.audience.add(origin, serving, self.heard);
-            desk.gateways.add(self.id(), origin.gateway, origin.handle, serving.tier());
+            if !self.wait_to_listen(origin) {
+                desk.gateways.add(self.id(), origin.gateway, origin.handle, serving.tier());
+            }
         }
         Some(position)
     }

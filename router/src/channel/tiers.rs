@@ -18,7 +18,7 @@ use fanfare_storage::model::CursorBatch;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{Channel, Sequenced};
+use super::{Channel, Sequenced, bundle::Comer};
 use crate::{
     audience::{Listener, Serving},
     desk::{Desk, Due},
@@ -48,6 +48,8 @@ pub struct Waits {
     pub(super) held: Option<u64>,
     /// When the last of them went out.
     pub(super) held_sent: Option<Instant>,
+    /// Sessions that came since, and have what is held.
+    pub(super) comers: Vec<Comer>,
 }
 
 impl Channel {
@@ -171,6 +173,9 @@ impl Channel {
             return;
         }
         let gateway = listener.gateway;
+        if self.waits_to_listen(listener) {
+            self.release(desk);
+        }
         if from.tier() != to.tier() {
             if from.tier() == Tier::Warm || to.tier() == Tier::Warm {
                 self.settle_warm(desk, gateway);
@@ -204,7 +209,7 @@ impl Channel {
     }
 
     /// What a session that stands there gets to be as far as the others: frames where it had all before and they are few, else the head.
-    fn news(&self, stands: u64, had_all: bool) -> bytes::Bytes {
+    pub(super) fn news(&self, stands: u64, had_all: bool) -> bytes::Bytes {
         if had_all && self.tail.covers(stands, self.heard) {
             let gathered = self.tail.gather(stands, self.heard, BUNDLE_BYTES);
             if let Some((frames, last)) = gathered

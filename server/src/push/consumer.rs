@@ -87,6 +87,10 @@ async fn read(shared: &Arc<Shared>) {
     let mut place = Place { noted: next.clone(), next, noted_at: Instant::now(), looks, looked_again: 0 };
     loop {
         let ends = retried(shared, "the log's ends", ends).await;
+        for (next, end) in place.next.iter_mut().zip(&ends) {
+            // A log that was opened again may have lost what was not flushed: it comes once more from there on.
+            *next = (*next).min(*end);
+        }
         let behind = |place: &Place| -> u64 {
             ends.iter().zip(&place.next).map(|(end, next)| end.saturating_sub(*next)).sum()
         };

@@ -17,7 +17,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 
 fn of(server: &Server, user: &str, viewer: Option<&str>) -> Value {
     let mut arguments = vec!["presence", user];
-    arguments.extend(viewer.iter().flat_map(|viewer| ["--as", viewer]));
+    arguments.extend(viewer.into_iter().flat_map(|viewer| ["--as", viewer]));
     server.json(&arguments)["presence"][0].clone()
 }
 

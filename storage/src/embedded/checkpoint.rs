@@ -106,9 +106,20 @@ impl Checkpointer {
 
     /// Counts what a transaction wrote.
     pub fn written(&self, bytes: u64) {
+        self.count(bytes, true);
+    }
+
+    /// Counts a small transaction of a trickle, beside which the stores are at rest all the same.
+    pub fn trickled(&self) {
+        self.count(0, false);
+    }
+
+    fn count(&self, bytes: u64, is_busy: bool) {
         let mut work = self.signal.work.lock();
         work.written_bytes += bytes + COMMIT_BYTES;
-        work.written_at = Some(Instant::now());
+        if is_busy {
+            work.written_at = Some(Instant::now());
+        }
         if work.written_bytes >= WRITTEN_BYTES {
             self.signal.wake.notify_one();
         }

@@ -22,7 +22,7 @@ impl LastSeen for SqliteMetadata {
     }
 
     fn write_seen(&self, rows: &[(UserId, u64)]) -> Result<(), StoreError> {
-        self.write_cursors_file(|connection| {
+        self.trickle(|connection| {
             let merge = || -> rusqlite::Result<()> {
                 let mut merge = connection.prepare_cached(
                     "INSERT INTO seen (user, seen_ms) VALUES (?, ?)

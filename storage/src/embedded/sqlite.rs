@@ -108,13 +108,13 @@ impl SqliteMetadata {
         self.meta.read(query)
     }
 
-    /// As [`Database::write`] of `cursors.db`.
-    pub(super) fn write_cursors_file<T>(
+    /// As [`Database::write`] of `cursors.db`, of what comes in a trickle.
+    pub(super) fn trickle<T>(
         &self,
         step: impl FnOnce(&rusqlite::Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let value = self.cursors.write(step)?;
-        self.written(0);
+        self.checkpointer.trickled();
         Ok(value)
     }
 

@@ -80,6 +80,8 @@ pub struct Half {
     pub cpu_s_by_thread: BTreeMap<String, f64>,
     /// Cores that the server was running on while messages were sent.
     pub cores: f64,
+    /// The same while all sessions were idle, before the first round: heartbeats.
+    pub idle_cores: f64,
     /// Frames of channels that sessions had, and their bytes.
     pub frames: u64,
     pub bytes: u64,
@@ -150,6 +152,7 @@ impl Half {
             cpu_s: round.cpu_s.values().sum(),
             cpu_s_by_thread: round.cpu_s.clone(),
             cores: round.cores,
+            idle_cores: round.idle_cores,
             frames: round.tallies.iter().map(|tally| tally.frames).sum(),
             bytes: round.tallies.iter().map(|tally| tally.bytes).sum(),
             server_bytes: round.server_bytes,
@@ -304,10 +307,11 @@ impl Halves {
         for (name, halves) in [("untiered", &self.untiered), ("tiered", &self.tiered)] {
             for half in halves {
                 println!(
-                    "  {name:<9} {} messages: {:.2} CPU s, {:.2} cores while sending, {} frames, {:.1} MB, at most {} ms late",
+                    "  {name:<9} {} messages: {:.2} CPU s, {:.2} cores while sending ({:.3} while idle), {} frames, {:.1} MB, at most {} ms late",
                     half.messages,
                     half.cpu_s,
                     half.cores,
+                    half.idle_cores,
                     half.frames,
                     half.bytes as f64 / 1e6,
                     half.late_us_max / 1_000
@@ -334,5 +338,72 @@ impl Halves {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 100 messages of which the sessions of each role (ten of each) were pushed so many, and named the rest.
+    fn half(cpu_s: f64, bytes: u64, delivered: [u64; Role::ALL.len()]) -> Half {
+        let tier = |delivered: u64| Tier {
+            sessions: 10,
+            delivered,
+            named: 1_000 - delivered,
+            frames: 10,
+            bytes: 100,
+            delay_us_p50: 5,
+            delay_us_p99: 7,
+        };
+        let tiers = Role::ALL.map(|role| (role.name(), tier(delivered[role as usize])));
+        let mut tiers = BTreeMap::from(tiers);
+        tiers.insert("passive", tier(0));
+        Half {
+            messages: 100,
+            cpu_s,
+            cpu_s_by_thread: BTreeMap::new(),
+            cores: 0.5,
+            idle_cores: 0.0,
+            frames: 1,
+            bytes,
+            server_bytes: None,
+            send_calls: None,
+            late_us_max: 0,
+            tiers,
+        }
+    }
+
+    #[test]
+    fn members_are_what_they_were_meant_to_be_or_the_run_proves_nothing() {
+        let meant = [1_000, 1_000, 1_000, 0, 0];
+        assert!(misplaced(&half(1.0, 1, meant)).is_empty());
+        assert!(misplaced(&half(1.0, 1, [1_000, 960, 1_000, 40, 0])).is_empty());
+        let wrong = misplaced(&half(1.0, 1, [1_000, 1_000, 900, 0, 100]));
+        assert_eq!(wrong.len(), 2);
+        assert!(wrong[0].contains("90.0 %") && wrong[0].contains("warm"), "{wrong:?}");
+        let mut busy = half(1.0, 1, meant);
+        assert!(overloaded(&busy).is_none());
+        busy.cores = 0.91;
+        assert!(overloaded(&busy).is_some());
+    }
+
+    #[test]
+    fn ratios_are_untiered_by_tiered_and_larger_by_smaller() {
+        let all = [1_000; Role::ALL.len()];
+        let meant = [1_000, 1_000, 1_000, 0, 0];
+        let halves = Halves::of(vec![half(16.0, 900, all)], vec![half(2.0, 100, meant)]);
+        assert_eq!((halves.cpu_ratio_untiered, halves.bytes_ratio_untiered), (8.0, 9.0));
+        assert_eq!(halves.send_calls_ratio_untiered, None);
+        assert_eq!((halves.delay_us_p99["warm"], halves.delay_us_p99["passive"]), (7, 7));
+        let (few, mut many) = (half(1.0, 1, meant), half(1.0, 1, meant));
+        many.tiers.insert(Role::Active.name(), Tier { delay_us_p99: 14, ..many.tier(Role::Active) });
+        let scaling = Scaling::of(vec![[few, many]]);
+        assert_eq!((scaling.active_p99_ratio.ratio, scaling.visible_p99_ratio.ratio), (2.0, 1.0));
+        let (once, mut twice) = (half(1.0, 1, meant), half(1.0, 1, meant));
+        twice.tiers.insert("passive", Tier { frames: 11, bytes: 105, ..twice.tiers["passive"] });
+        let doubling = Doubling::of(vec![[once, twice]]);
+        assert!((doubling.passive_frames_ratio.ratio - 1.1).abs() < 1e-9);
+        assert_eq!(doubling.passive_bytes_ratio.bar_text(), "bar 1.1 met");
     }
 }

@@ -37,6 +37,8 @@ const REHEARSING_MAX: u64 = 128;
 const REST: Duration = Duration::from_secs(2);
 /// What opening sessions leaves to be done: positions are acknowledged within 12 s and then written.
 const SETTLE: Duration = Duration::from_secs(18);
+/// How long is looked at what sessions cost without anything.
+const IDLE: Duration = Duration::from_secs(10);
 /// From the last message of a round until its CPU is read: what is told late (passive sessions, within 15 s) and acknowledged late
 /// (within 12 s) is in it.
 const LATE: Duration = Duration::from_secs(16);
@@ -53,6 +55,7 @@ pub struct Scene {
     sent: Vec<Sent>,
     front: Crowd<World>,
     back: Beside<Crowd<World>>,
+    idle_cores: f64,
     _scratch: Scratch,
 }
 
@@ -64,6 +67,8 @@ pub struct Round {
     pub cpu_s: BTreeMap<String, f64>,
     /// Cores that the server was running on while messages were sent.
     pub cores: f64,
+    /// The same while all sessions were idle, before.
+    pub idle_cores: f64,
     /// By the server's metrics: bytes handed to connections, and how often something was.
     pub server_bytes: Option<f64>,
     pub server_sends: Option<f64>,
@@ -115,7 +120,11 @@ impl Scene {
         })
         .await?;
         tokio::time::sleep(SETTLE).await;
-        Ok(Self { server, plan, people, sent, front, back, _scratch: scratch })
+        let before = server.cpu()?;
+        tokio::time::sleep(IDLE).await;
+        let idle_ns: u64 = server.cpu()?.since(&before).values().sum();
+        let idle_cores = idle_ns as f64 / IDLE.as_nanos() as f64;
+        Ok(Self { server, plan, people, sent, front, back, idle_cores, _scratch: scratch })
     }
 
     /// Has messages sent to a group by a schedule, and waits until everybody knows of all of them.
@@ -163,6 +172,7 @@ impl Scene {
             tallies,
             cpu_s,
             cores,
+            idle_cores: self.idle_cores,
             server_bytes: grown(metrics_after.0, metrics.0),
             server_sends: grown(metrics_after.1, metrics.1),
             messages,

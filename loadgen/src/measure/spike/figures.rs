@@ -47,6 +47,8 @@ pub struct Lasted {
     pub hot: Book,
     pub more: Book,
     pub came: Book,
+    /// Cores that the server was running on before, and in the spike.
+    pub cores: (f64, f64),
 }
 
 /// One spike.
@@ -63,6 +65,9 @@ pub struct Spiked {
     refused: BTreeMap<&'static str, BTreeMap<String, u64>>,
     /// From the beginning of the spike.
     first_refused_s: BTreeMap<&'static str, f64>,
+    /// Cores that the server was running on.
+    cores_before: f64,
+    cores: f64,
     before_bytes: u64,
     peak_bytes: u64,
 }
@@ -136,6 +141,8 @@ impl Spiked {
                 .into_iter()
                 .filter_map(|(name, book)| Some((name, first(book)?)))
                 .collect(),
+            cores_before: lasted.cores.0,
+            cores: lasted.cores.1,
             before_bytes,
             peak_bytes,
         }
@@ -197,6 +204,7 @@ impl Spiked {
             let first = self.first_refused_s.get(kind).copied().unwrap_or_default();
             println!("    refused        {kind}: {}; the first after {first:.1} s", words.join(", "));
         }
+        println!("    cores          {:>8.2} of one, {:.2} before", self.cores, self.cores_before);
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         println!(
             "    memory         {:>8.1} MiB at most, {:.1} MiB before",
