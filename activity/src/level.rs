@@ -1,5 +1,9 @@
 //! Which level a member's score gives. The hysteresis needs no memory: counters only fall between acts, so what the score was a
 //! minute ago follows from what they are now.
+//!
+//! Warm goes by the score and by what members of the channel do on average. The chance that a member answers a message falls with how
+//! much others write, and what serving it costs rises with it: the same bar for a quiet and a busy channel wastes in one what it misses
+//! in the other.
 
 use crate::{score::Score, settings::Settings};
 
@@ -26,7 +30,7 @@ pub enum Shown {
 }
 
 /// What else a level follows from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Member {
     /// What the session shows.
     pub shown: Shown,
@@ -36,6 +40,8 @@ pub struct Member {
     pub members: usize,
     /// Messages the user has not read.
     pub unread: u64,
+    /// What all members of the channel did.
+    pub all: Score,
 }
 
 impl Member {
@@ -60,21 +66,23 @@ impl Member {
 /// The level at `now_ms` of one that was at `current`: up at once, down when the score has been below the part `exit` of the threshold
 /// for `patience_s`.
 pub fn level(settings: &Settings, score: &Score, member: &Member, current: Level, now_ms: u64) -> Level {
-    let now = member.score(settings, score, now_ms);
-    let entered = at_least(now, settings.active, settings.warm);
+    let entered = at_least(settings, score, member, 1.0, now_ms);
     if entered >= current {
         return entered;
     }
     let earlier_ms = now_ms.saturating_sub((settings.patience_s * 1_000.0) as u64);
-    let earlier = member.score(settings, score, earlier_ms);
-    let kept = at_least(earlier, settings.active * settings.exit, settings.warm * settings.exit);
+    let kept = at_least(settings, score, member, settings.exit, earlier_ms);
     kept.min(current).max(entered)
 }
 
-fn at_least(score: f32, active: f32, warm: f32) -> Level {
-    if score >= active {
+/// The level where every threshold counts by `factor`.
+fn at_least(settings: &Settings, score: &Score, member: &Member, factor: f32, at_ms: u64) -> Level {
+    let value = member.score(settings, score, at_ms);
+    if value >= settings.active * factor {
         Level::Active
-    } else if score >= warm {
+    } else if value >= settings.warm * factor
+        && score.part(&member.all) * member.members as f32 >= settings.warm_of_mean * factor
+    {
         Level::Warm
     } else {
         Level::Passive

@@ -101,19 +101,36 @@ impl Score {
         (of(self.fast, settings.fast_half_life_s), of(self.slow, settings.slow_half_life_s))
     }
 
-    /// The score before session state and boosts at `now_ms`, 0 to 1, halved for each time `ignored_s` without an act of its own
-    /// where the member has `unread` messages and those are many.
+    /// The score before session state and boosts at `now_ms`, 0 to 1, halved after `ignored_s` without an act of its own where the
+    /// member has `unread` messages and those are many.
     pub fn base(&self, settings: &Settings, now_ms: u64, unread: u64) -> f32 {
         let (fast, slow) = self.counts(settings, now_ms);
         let saturated = |count: f32| count / (count + settings.half_saturation);
         let base = settings.fast_share * saturated(fast.min(1e9))
             + (1.0 - settings.fast_share) * saturated(slow.min(1e9));
-        let times = if unread >= settings.ignored_unread && settings.ignored_s > 0 {
-            (since_epoch(now_ms) as u32).saturating_sub(self.acted) / settings.ignored_s
-        } else {
-            0
+        let is_ignored = unread >= settings.ignored_unread
+            && settings.ignored_s > 0
+            && (since_epoch(now_ms) as u32).saturating_sub(self.acted) >= settings.ignored_s;
+        if is_ignored { base / 2.0 } else { base }
+    }
+
+    /// This slow counter by that of `all`, 0 to 1; 1 where that is empty. It does not change with time: both fall alike.
+    pub fn part(&self, all: &Self) -> f32 {
+        if all.slow == f32::NEG_INFINITY { 1.0 } else { (self.slow - all.slow).exp2().min(1.0) }
+    }
+
+    /// Counts what another counted, too.
+    pub fn add(&mut self, other: &Self) {
+        let sum = |one: f32, other: f32| {
+            let (less, more) = (one.min(other), one.max(other));
+            if less == f32::NEG_INFINITY {
+                more
+            } else {
+                more + (less - more).exp2().ln_1p() / std::f32::consts::LN_2
+            }
         };
-        base * 0.5f32.powi(times.min(64) as i32)
+        (self.fast, self.slow) = (sum(self.fast, other.fast), sum(self.slow, other.slow));
+        self.acted = self.acted.max(other.acted);
     }
 
     /// Whether nothing is left of it that could make a difference: it may be forgotten.

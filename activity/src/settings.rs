@@ -48,12 +48,14 @@ pub struct Settings {
     pub small_members: usize,
     /// Unread messages at which a member counts as ignoring the channel,
     pub ignored_unread: u64,
-    /// and the seconds without an act after which, each time, the score is halved.
+    /// and the seconds without an act after which the score is halved.
     pub ignored_s: u32,
     /// Score from which on a member is active.
     pub active: f32,
-    /// Score from which on a member is warm.
+    /// Score from which on a member is warm,
     pub warm: f32,
+    /// where its slow counter is also so much of the mean of all members'.
+    pub warm_of_mean: f32,
     /// A tier is left below this part of its threshold,
     pub exit: f32,
     /// when the score was below it for so many seconds.
@@ -81,11 +83,12 @@ impl Default for Settings {
             background: 0.3,
             direct_boost: 1.0,
             small_boost: 0.6,
-            small_members: 32,
+            small_members: 16,
             ignored_unread: 20,
             ignored_s: 86_400,
-            active: 0.3,
+            active: 0.39,
             warm: 0.05,
+            warm_of_mean: 0.45,
             exit: 0.6,
             patience_s: 60.0,
         }

@@ -18,7 +18,7 @@ fn history() -> impl Strategy<Value = (u64, Vec<(u64, Act)>)> {
 }
 
 fn member(shown: Shown) -> Member {
-    Member { shown, is_direct: false, members: 1_000, unread: 0 }
+    Member { shown, is_direct: false, members: 1_000, unread: 0, all: Score::default() }
 }
 
 fn played(settings: &Settings, from: u64, acts: &[(u64, Act)]) -> (Score, u64) {
@@ -94,6 +94,41 @@ proptest! {
     }
 
     #[test]
+    fn a_part_is_of_what_all_did((from, acts) in history(), others in 0..200_000u32) {
+        let settings = Settings::default();
+        let (score, now) = played(&settings, from, &acts);
+        let mut all = score;
+        for _ in 0..others / 1_000 {
+            all.act(&settings, Act::Send, now);
+        }
+        let mut crowd = Score::default();
+        crowd.act(&settings, Act::Send, now);
+        (0..others % 18).for_each(|_| { let twice = crowd; crowd.add(&twice) });
+        all.add(&crowd);
+        let (part, slow) = (score.part(&all), |score: &Score| score.counts(&settings, now).1);
+        prop_assert!((part / (slow(&score) / slow(&all)) - 1.0).abs() < 0.05, "{part}");
+        let mut two = score;
+        two.add(&score);
+        prop_assert!((slow(&two) / slow(&score) - 2.0).abs() < 0.05);
+        // Who does too little of it is not warm, whatever its score; who does enough stays.
+        let member = Member { all, ..member(Shown::Foreground) };
+        let value = member.score(&settings, &score, now);
+        let is = level(&settings, &score, &member, Level::Passive, now);
+        let expected = if value >= settings.active {
+            Level::Active
+        } else if value >= settings.warm && part * 1_000.0 >= settings.warm_of_mean {
+            Level::Warm
+        } else {
+            Level::Passive
+        };
+        prop_assert_eq!(is, expected);
+        let kept = level(&settings, &score, &member, Level::Warm, now);
+        let earlier = member.score(&settings, &score, now - (settings.patience_s * 1_000.0) as u64);
+        let may_stay = part * 1_000.0 >= settings.warm_of_mean * settings.exit || earlier >= settings.active * settings.exit;
+        prop_assert!(kept >= is && (kept == is || may_stay));
+    }
+
+    #[test]
     fn what_is_shown_orders_the_score((from, acts) in history()) {
         let settings = Settings::default();
         let (score, now) = played(&settings, from, &acts);
@@ -132,7 +167,7 @@ fn twenty_unread_for_a_day_halve() {
     score.act(&settings, Act::Send, now);
     let later = now + 2 * 86_400_000;
     let (read, unread) = (score.base(&settings, later, 19), score.base(&settings, later, 20));
-    assert!((unread * 4.0 - read).abs() < 1e-6);
+    assert!((unread * 2.0 - read).abs() < 1e-6);
     // Being named is nothing it did itself; a look is.
     score.act(&settings, Act::Named, later);
     assert!(score.base(&settings, later, 20) < score.base(&settings, later, 0));

@@ -32,6 +32,13 @@ fn scores(settings: &Settings, now_ms: u64) -> Vec<Score> {
     (0..MEMBERS).map(member).collect()
 }
 
+fn everybody(scores: &[Score]) -> Score {
+    scores.iter().fold(Score::default(), |mut all, score| {
+        all.add(score);
+        all
+    })
+}
+
 fn score(criterion: &mut Criterion) {
     let settings = Settings::default();
     let now_ms = (EPOCH_S + 400 * 86_400) * 1_000;
@@ -57,7 +64,13 @@ fn score(criterion: &mut Criterion) {
         });
     });
     let all = scores(&settings, now_ms);
-    let member = Member { shown: Shown::Foreground, is_direct: false, members: MEMBERS, unread: 3 };
+    let member = Member {
+        shown: Shown::Foreground,
+        is_direct: false,
+        members: MEMBERS,
+        unread: 3,
+        all: everybody(&all),
+    };
     group.bench_function("level", |bencher| {
         bencher.iter(|| {
             let active = all.iter().filter(|score| {

@@ -118,6 +118,13 @@ pub struct Replay {
     /// How many messages of the trace.
     #[arg(long, value_parser = count, default_value = "18446744073709551615", hide_default_value = true)]
     pub messages: usize,
+    /// Leave out so many messages at the trace's beginning; nobody is a member at the first that is taken.
+    #[arg(long, value_parser = number, default_value = "0", hide_default_value = true)]
+    pub skip: usize,
+    /// Look at tiers: every app is on screen, nobody opens a channel, and the trace drives the server's clock. Tells whether members had
+    /// been pushed what they answer.
+    #[arg(long)]
+    pub tiers: bool,
     /// `max`: one unacknowledged send per sender and 256 in all. `Nx`: N times as fast as the community wrote.
     #[arg(long, default_value = "max", value_parser = rate)]
     pub rate: Rate,
@@ -164,13 +171,17 @@ fn rate(text: &str) -> Result<Rate, String> {
 }
 
 fn count(text: &str) -> Result<usize, String> {
+    number(text).and_then(|number| if number == 0 { Err("a number above 0".into()) } else { Ok(number) })
+}
+
+fn number(text: &str) -> Result<usize, String> {
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'k') => (&text[..text.len() - 1], 1_000),
         Some(b'M') => (&text[..text.len() - 1], 1_000_000),
         _ => (text, 1),
     };
     match digits.parse::<usize>() {
-        Ok(0) | Err(_) => Err("a number above 0 like `30000`, `30k` or `1M`".into()),
+        Err(_) => Err("a number like `30000`, `30k` or `1M`".into()),
         Ok(number) => Ok(number.saturating_mul(factor)),
     }
 }
@@ -218,15 +229,26 @@ fn main() -> ExitCode {
 }
 
 fn replayed(arguments: &Replay) -> anyhow::Result<u8> {
+    if arguments.tiers {
+        let report = replay::tiers::run(arguments)?;
+        told(arguments, &report, || report.print())?;
+        return Ok(report.verdict.exit_code());
+    }
     let report = replay::run(arguments)?;
-    let json = serde_json::to_string_pretty(&report).unwrap_or_default();
+    told(arguments, &report, || report.print())?;
+    Ok(report.verdict.exit_code())
+}
+
+/// A report as it was asked for.
+fn told(arguments: &Replay, report: &impl serde::Serialize, print: impl FnOnce()) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(report)?;
     match &arguments.json {
         Some(path) if path.as_os_str() == "-" => println!("{json}"),
         Some(path) => {
-            report.print();
+            print();
             std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        None => report.print(),
+        None => print(),
     }
-    Ok(report.verdict.exit_code())
+    Ok(())
 }

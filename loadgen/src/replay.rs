@@ -1,6 +1,7 @@
 //! `replay`: a real community against a server, every delivery of every recipient checked; with kills and power cuts.
 
 mod session;
+pub mod tiers;
 mod world;
 
 use std::{
@@ -56,7 +57,7 @@ const OPENING_MAX: usize = 100;
 
 /// The whole run.
 pub fn run(arguments: &Replay) -> Result<Report> {
-    let trace = Trace::read(&arguments.trace, arguments.messages)?;
+    let trace = Trace::read(&arguments.trace, arguments.skip, arguments.messages)?;
     let bodies = Bodies::read(&arguments.bodies)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
@@ -109,10 +110,7 @@ async fn replay(arguments: &Replay, trace: Trace, bodies: Bodies, scratch: &Scra
     let world: Shared =
         Rc::new(RefCell::new(World::new(plan, users, trace.channels, trace.topics, bodies, speed)));
 
-    let bar = ProgressBar::new(total as u64);
-    bar.set_style(ProgressStyle::with_template(
-        "{msg} ▕{wide_bar}▏ {human_pos}/{human_len} {per_sec} {eta}",
-    )?);
+    let bar = bar(total)?;
     bar.set_message("connecting");
     let mut sessions = JoinSet::new();
     open_all(&world, &targets, &mut sessions, users_count).await?;
@@ -220,6 +218,15 @@ async fn replay(arguments: &Replay, trace: Trace, bodies: Bodies, scratch: &Scra
         examples: world.checker.examples.clone(),
         repeat: std::env::args().collect::<Vec<_>>().join(" "),
     })
+}
+
+/// A bar that fills as messages are sent.
+fn bar(messages: usize) -> Result<ProgressBar> {
+    let bar = ProgressBar::new(messages as u64);
+    bar.set_style(ProgressStyle::with_template(
+        "{msg} ▕{wide_bar}▏ {human_pos}/{human_len} {per_sec} {eta}",
+    )?);
+    Ok(bar)
 }
 
 /// How to connect by each transport that the replay uses.

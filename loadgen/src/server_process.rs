@@ -2,6 +2,7 @@
 //! CPU time and memory read from the kernel's accounting.
 
 use std::{
+    ffi::OsString,
     fs,
     net::{SocketAddr, TcpListener, UdpSocket},
     os::unix::process::ExitStatusExt,
@@ -40,6 +41,7 @@ pub struct ServerProcess {
     http: SocketAddr,
     child: Option<Child>,
     power_cut: Option<PowerCut>,
+    environment: Vec<(&'static str, OsString)>,
     cpu_s_of_ended: f64,
     rss_peak_bytes: u64,
 }
@@ -113,9 +115,15 @@ impl ServerProcess {
             http: free_port()?,
             child: None,
             power_cut,
+            environment: Vec::new(),
             cpu_s_of_ended: 0.0,
             rss_peak_bytes: 0,
         })
+    }
+
+    /// Sets a variable of its environment, from the next start on.
+    pub fn set(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.environment.push((name, value.into()));
     }
 
     /// Starts it and waits until it says that it is ready; returns where its HTTP side is, with the admin token.
@@ -131,6 +139,7 @@ impl ServerProcess {
             .arg("--data")
             .arg(&self.data)
             .args(["--listen", &self.listen.to_string(), "--http", &self.http.to_string()])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

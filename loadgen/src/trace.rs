@@ -58,9 +58,9 @@ impl Dense {
 }
 
 impl Trace {
-    /// Reads at most `messages_max` rows of a CSV file (gzipped where its name ends in `.gz`) with the header
+    /// Reads at most `messages_max` rows behind the first `skip` of a CSV file (gzipped where its name ends in `.gz`) with the header
     /// `timestamp,channel,topic,sender,bytes`.
-    pub fn read(path: &Path, messages_max: usize) -> Result<Self> {
+    pub fn read(path: &Path, skip: usize, messages_max: usize) -> Result<Self> {
         let mut lines = open(path)?.lines();
         let header = lines.next().transpose()?.unwrap_or_default();
         if header.trim() != "timestamp,channel,topic,sender,bytes" {
@@ -71,7 +71,7 @@ impl Trace {
         }
         let (mut channels, mut topics, mut senders) = (Dense::default(), Dense::default(), Dense::default());
         let mut rows: Vec<Row> = Vec::new();
-        for (index, line) in lines.take(messages_max).enumerate() {
+        for (index, line) in lines.enumerate().skip(skip).take(messages_max) {
             let line = line?;
             let fields: Vec<u64> = line
                 .split(',')
@@ -93,7 +93,7 @@ impl Trace {
             });
         }
         if rows.is_empty() {
-            bail!("{} holds no messages", path.display());
+            bail!("{} holds no messages behind the first {skip}", path.display());
         }
         Ok(Self {
             rows,
@@ -185,12 +185,15 @@ mod tests {
         let path = folder.join("trace.csv");
         std::fs::write(&path, "timestamp,channel,topic,sender,bytes\n5,9,7,3,20\n5,2,8,3,10\n6,9,7,1,4\n")
             .unwrap();
-        let trace = Trace::read(&path, 100).unwrap();
+        let trace = Trace::read(&path, 0, 100).unwrap();
         assert_eq!((trace.channels, trace.senders, trace.topics), (2, 2, 2));
         assert_eq!(trace.rows[2], Row { time_s: 6, channel: 0, topic: 0, sender: 1, bytes: 4 });
-        assert_eq!(Trace::read(&path, 1).unwrap().rows.len(), 1);
+        assert_eq!(Trace::read(&path, 0, 1).unwrap().rows.len(), 1);
+        let last = Trace::read(&path, 2, 9).unwrap();
+        assert_eq!((last.rows[0].time_s, last.senders), (6, 1));
+        assert!(Trace::read(&path, 3, 9).is_err());
         std::fs::write(&path, "timestamp,channel,topic,sender,bytes\n5,9,7,3\n").unwrap();
-        assert!(format!("{:#}", Trace::read(&path, 9).unwrap_err()).contains(":2:"));
+        assert!(format!("{:#}", Trace::read(&path, 0, 9).unwrap_err()).contains(":2:"));
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, SessionId, UserId,
     ids::direct_shard,
-    link::GatewayId,
+    link::{GatewayId, Tier},
     wire::{self, ChannelState},
 };
 use fanfare_storage::{
@@ -21,7 +21,7 @@ use fanfare_storage::{
 use tokio::sync::oneshot;
 
 use crate::{
-    context::Context,
+    context::{Context, TierTimes},
     event::{AdminAsk, Block, Event, OpenAsk, OpenTarget, Touch},
     load::code_of,
     page::{self, PageAsk, Snapshot},
@@ -82,6 +82,45 @@ pub struct ChannelSummary {
     pub tail_frames: usize,
 }
 
+/// What a session got of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Handing {
+    /// The entry was handed to its gateway for it.
+    Sent,
+    /// The head was: it fetches the entry when the user looks.
+    Named,
+    /// It waits for its tier's time, or for a gateway that is behind.
+    Waits,
+}
+
+/// A session that listens, and an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionTrace {
+    /// Whose.
+    pub user: UserId,
+    /// Its tier when the entry came.
+    pub tier: Tier,
+    /// It asked for everything.
+    pub is_full: bool,
+    /// What it got.
+    pub handing: Handing,
+    /// When, Unix milliseconds; `None` where it waits, or it is longer ago than is remembered.
+    pub at_ms: Option<u64>,
+}
+
+/// A busy channel.
+#[derive(Clone, Debug)]
+pub struct Hot {
+    /// Which.
+    pub channel: ChannelId,
+    /// Its name.
+    pub name: String,
+    /// Entries of the last minute.
+    pub entries_per_min: u64,
+    /// Sessions that listen.
+    pub sessions: usize,
+}
+
 /// How much one shard holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShardCounts {
@@ -95,6 +134,8 @@ pub struct ShardCounts {
     pub listeners: usize,
     /// Entries that wait for their drains.
     pub undrained: usize,
+    /// How often the times of passive sessions are doubled now; of all shards, the most. Those of warm ones from the third time on.
+    pub stretched: u32,
 }
 
 /// How a router stands.
@@ -551,6 +592,7 @@ impl Admin {
             counts.sessions += of.sessions;
             counts.listeners += of.listeners;
             counts.undrained += of.undrained;
+            counts.stretched = counts.stretched.max(of.stretched);
         }
         let drains = self.drains.upgrade().map(|drains| drains.status()).unwrap_or_default();
         let context = self.context()?;
@@ -564,6 +606,42 @@ impl Admin {
             tail_bytes: context.tail_bytes.load(Ordering::Relaxed),
             drains,
         })
+    }
+
+    /// The busiest channels, at most so many.
+    ///
+    /// # Errors
+    /// `RETRY_LATER` where a shard has ended.
+    pub async fn hottest(&self, max: usize) -> Result<Vec<Hot>, Code> {
+        let mut all = Vec::new();
+        for shard in 0..self.context()?.config.shards {
+            all.extend(self.ask(shard, |reply| Event::Admin(AdminAsk::Hottest(max, reply))).await?);
+        }
+        all.sort_by_key(|hot| std::cmp::Reverse(hot.entries_per_min));
+        all.truncate(max);
+        Ok(all)
+    }
+
+    /// What sessions of these users got of an entry; none of those who are not there.
+    ///
+    /// # Errors
+    /// `RETRY_LATER`.
+    pub async fn trace(
+        &self,
+        channel: ChannelId,
+        seq: u64,
+        users: Vec<UserId>,
+    ) -> Result<Vec<SessionTrace>, Code> {
+        let shard = self.context()?.shard_of(channel.shard());
+        self.ask(shard, |reply| Event::Touch(channel, Touch::Trace(seq, users, reply))).await
+    }
+
+    /// How long each tier waits.
+    ///
+    /// # Errors
+    /// `GOING_AWAY`.
+    pub fn tier_times(&self) -> Result<TierTimes, Code> {
+        Ok(self.context()?.config.tiers)
     }
 
     /// (row, channel, seq) of every entry whose row is not drained, for reconcile.

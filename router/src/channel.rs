@@ -3,6 +3,7 @@
 mod bundle;
 mod cursor;
 mod history;
+mod journal;
 mod outcome;
 mod rights;
 mod sending;
@@ -40,6 +41,7 @@ use crate::{
     send::Meaning,
     tail::Tail,
 };
+use journal::{Journal, Pace};
 use tiers::Waits;
 
 /// Recalls remembered beside the tail, so that a target that was looked up before one of them is not amended after it.
@@ -140,6 +142,8 @@ pub struct Channel {
     /// Entries up to here were given to the fan-out: the head, but in the moment of a commit.
     heard: u64,
     waits: Waits,
+    journal: Option<Box<Journal>>,
+    pace: Pace,
     tail: Tail,
     repeats: Repeats,
     pending: VecDeque<Waiting>,
@@ -202,6 +206,8 @@ impl Channel {
             heard: row.head,
             scores: Scores::default(),
             waits: Waits::default(),
+            journal: None,
+            pace: Pace::default(),
             row,
             members,
             marks: Marks::default(),
@@ -317,6 +323,7 @@ impl Channel {
             Touch::Describe(user, reply) => {
                 drop(reply.send(Some(self.describe(user, desk.context.now_ms()))))
             }
+            Touch::Trace(seq, users, reply) => drop(reply.send(self.trace(seq, &users))),
             Touch::View(ask) => {
                 let _ = ask.reply.send(Some(self.view(desk, &ask.who, &ask.frames)));
             }

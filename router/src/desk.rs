@@ -179,6 +179,11 @@ pub struct Strain {
 }
 
 impl Strain {
+    /// How often the delayed work's times are doubled.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
     /// How long passive sessions wait.
     pub fn passive(&self, time: Duration) -> Duration {
         time * (1 << self.steps)

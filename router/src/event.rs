@@ -13,7 +13,7 @@ use fanfare_storage::model::{DevicePosition, ListChange, Mark, OutboxRow, User};
 use tokio::sync::oneshot;
 
 use crate::{
-    admin::{ChannelSummary, SessionSummary, ShardCounts},
+    admin::{ChannelSummary, Hot, SessionSummary, SessionTrace, ShardCounts},
     load::{Loaded, LoadedUser},
     page::Snapshot,
     push::ViewAsk,
@@ -117,6 +117,8 @@ pub enum Touch {
     View(Box<ViewAsk>),
     /// For people.
     Describe(Option<UserId>, oneshot::Sender<Option<ChannelSummary>>),
+    /// What sessions of these users got of an entry.
+    Trace(u64, Vec<UserId>, oneshot::Sender<Vec<SessionTrace>>),
 }
 
 /// A block of one of a pair, as written to SQL.
@@ -294,6 +296,8 @@ pub enum AdminAsk {
     Forget(UserId),
     /// How much there is.
     Counts(oneshot::Sender<ShardCounts>),
+    /// The busiest channels, at most so many.
+    Hottest(usize, oneshot::Sender<Vec<Hot>>),
     /// Entries whose rows are not drained.
     Undrained(oneshot::Sender<Vec<(OutboxRow, ChannelId, u64)>>),
 }

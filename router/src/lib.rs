@@ -67,7 +67,10 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-pub use admin::{Admin, BLOCKS_MAX, ChannelSummary, MemberSummary, SessionSummary, ShardCounts, Status};
+pub use admin::{
+    Admin, BLOCKS_MAX, ChannelSummary, Handing, Hot, MemberSummary, SessionSummary, SessionTrace,
+    ShardCounts, Status,
+};
 pub use context::{Clock, Fatal, RouterConfig, TierTimes};
 use context::{Context, Inbox};
 use event::Event;

@@ -1,8 +1,9 @@
 //! What the router counts. No label names a user, a channel or a session.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{array, sync::LazyLock, time::Duration};
 
-use metrics::{Counter, counter, describe_counter, describe_histogram, histogram};
+use fanfare_proto::link::Tier;
+use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
 
 /// Tells the recorder what each metric means.
 pub fn describe() {
@@ -19,6 +20,18 @@ pub fn describe() {
     describe_counter!(
         "fanfare_router_notifies_total",
         "Heads told to passive sessions, one for each gateway"
+    );
+    describe_counter!(
+        "fanfare_router_deliveries_total",
+        "Entries handed to gateways, once for each session that they are for, by `tier`"
+    );
+    describe_counter!(
+        "fanfare_router_named_total",
+        "Heads handed to gateways in the place of entries, once for each session, by `tier`"
+    );
+    describe_histogram!(
+        "fanfare_router_delay_seconds",
+        "From an entry's place in the order to its hand-over to a gateway, or that of the head that names it, by `tier`"
     );
     describe_counter!("fanfare_router_behind_total", "Times a channel fell behind at a gateway");
     describe_counter!("fanfare_router_gaps_total", "GAP frames sent");
@@ -77,4 +90,31 @@ pub fn commit(took: Duration, entries: usize) {
     histogram!("fanfare_router_commit_seconds").record(took.as_secs_f64());
     histogram!("fanfare_router_commit_entries").record(entries as f64);
     counter!("fanfare_router_entries_total").increment(entries as u64);
+}
+
+/// So many entries were handed to a gateway for so many sessions of a tier, or one head for those who are passive, the oldest so late.
+pub fn handed(tier: Tier, sessions: u32, entries: u64, late_ms: Option<u64>) {
+    if sessions == 0 {
+        return;
+    }
+    struct OfTier {
+        count: Counter,
+        delay: Histogram,
+    }
+    static TIERS: LazyLock<[OfTier; Tier::ALL.len()]> = LazyLock::new(|| {
+        array::from_fn(|number| {
+            let tier = Tier::ALL[number];
+            let count = if tier < Tier::Passive {
+                counter!("fanfare_router_deliveries_total", "tier" => tier.name())
+            } else {
+                counter!("fanfare_router_named_total", "tier" => tier.name())
+            };
+            OfTier { count, delay: histogram!("fanfare_router_delay_seconds", "tier" => tier.name()) }
+        })
+    });
+    let of = &TIERS[tier as usize];
+    of.count.increment(u64::from(sessions) * if tier < Tier::Passive { entries } else { 1 });
+    if let Some(late_ms) = late_ms {
+        of.delay.record(late_ms as f64 / 1_000.0);
+    }
 }

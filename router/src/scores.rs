@@ -33,6 +33,7 @@ impl Keyed for Place {
 #[derive(Debug, Default)]
 pub struct Scores {
     of: Shelves<Place>,
+    all: Score,
     dirty: HashSet<UserId, RandomState>,
 }
 
@@ -46,6 +47,7 @@ impl Scores {
             let sound = |logarithm: f32| if logarithm > -1e30 { logarithm } else { f32::NEG_INFINITY };
             let score = Score::of_parts((sound(fast), sound(slow), acted));
             scores.of.insert(Place { user, score });
+            scores.all.add(&score);
             counted.insert(user, seq);
         }
         for held in tail.iter() {
@@ -63,10 +65,16 @@ impl Scores {
         self.of.get(user).map_or_else(Score::default, |place| place.score)
     }
 
+    /// What all members did. Who left counts until it has decayed.
+    pub fn all(&self) -> Score {
+        self.all
+    }
+
     /// Counts an act; says whether it is the first that is to be written.
     pub fn act(&mut self, settings: &Settings, user: UserId, act: Act, now_ms: u64) -> bool {
         let mut score = self.get(user);
         score.act(settings, act, now_ms);
+        self.all.act(settings, act, now_ms);
         self.of.insert(Place { user, score });
         self.dirty.insert(user);
         self.dirty.len() == 1

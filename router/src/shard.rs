@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use tokio::time::Instant;
 
 use crate::{
-    admin::ShardCounts,
+    admin::{Hot, ShardCounts},
     audience::Audience,
     channel::{Channel, Draft, Left, read_receipt},
     committer::{BYTES_PER_COMMIT_MAX, ENTRIES_PER_COMMIT_MAX, Unit},
@@ -627,11 +627,24 @@ impl Shard {
                 }
             }
             AdminAsk::Counts(reply) => drop(reply.send(self.counts())),
+            AdminAsk::Hottest(max, reply) => drop(reply.send(self.hottest(max))),
             AdminAsk::Undrained(reply) => {
                 let all = self.desk.undrained.values().flatten();
                 let _ = reply.send(all.map(|(row, entry)| (*row, entry.channel, entry.seq)).collect());
             }
         }
+    }
+
+    fn hottest(&mut self, max: usize) -> Vec<Hot> {
+        let now_ms = self.desk.context.now_ms();
+        let busy = |slot: &mut Slot| match slot {
+            Slot::Ready(channel) => Some(channel.hot(now_ms)).filter(|hot| hot.entries_per_min > 0),
+            Slot::Loading { .. } => None,
+        };
+        let mut hottest: Vec<Hot> = self.channels.values_mut().filter_map(busy).collect();
+        hottest.sort_unstable_by_key(|hot| std::cmp::Reverse(hot.entries_per_min));
+        hottest.truncate(max);
+        hottest
     }
 
     fn counts(&self) -> ShardCounts {
@@ -647,6 +660,7 @@ impl Shard {
                 counts.sessions += user.sessions_len();
             }
         }
+        counts.stretched = self.desk.strain.steps();
         counts.undrained = self.desk.undrained.values().map(VecDeque::len).sum();
         counts
     }
@@ -696,6 +710,7 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         }
         Touch::Snapshot(reply) => drop(reply.send(None)),
         Touch::Describe(_, reply) => drop(reply.send(None)),
+        Touch::Trace(.., reply) => drop(reply.send(Vec::new())),
         Touch::View(ask) if code == Code::NOT_A_MEMBER => drop(ask.reply.send(None)),
         Touch::Marks(_, reply) if code == Code::NOT_A_MEMBER => drop(reply.send(None)),
         // The caller is told to try again.

@@ -9,7 +9,7 @@ use fanfare_proto::{
     ChannelId, ClientMessageId, Code, DeviceId, Frame, MessageId, UserId,
     wire::{self, ChannelKind, ChannelState, HistoryPolicy, JoinPolicy, PostingPolicy, Role, entry::Content},
 };
-use fanfare_router::{Admin, Status};
+use fanfare_router::{Admin, Handing, Hot, SessionTrace, Status, TierTimes};
 use fanfare_storage::{
     StoreError,
     model::{Mark, MarkKind, User},
@@ -29,6 +29,8 @@ use crate::{
 pub const USER_NAME_BYTES_MAX: usize = 64;
 /// Members that one trace names; all are counted.
 const TRACE_MEMBERS_MAX: usize = 1_000;
+/// Busy channels that the status names.
+const HOTTEST_MAX: usize = 5;
 /// First members of a group, beside its owner.
 pub const MEMBERS_MAX: usize = 1_000;
 
@@ -665,6 +667,10 @@ impl Administration {
         let summary = self.router.describe(channel, None).await?.ok_or(Code::RETRY_LATER)?;
         let mut names = Names::new(&self.router);
         let sender = entry.as_ref().map(|entry| entry.sender);
+        let named: Vec<UserId> =
+            summary.members.iter().take(TRACE_MEMBERS_MAX).map(|member| member.user).collect();
+        let sessions = self.router.trace(channel, seq, named).await?;
+        let times = self.router.tier_times()?;
         let mut members = Vec::new();
         let (mut delivered_total, mut read_total) = (0, 0);
         for member in &summary.members {
@@ -677,8 +683,11 @@ impl Administration {
             delivered_total += u64::from(delivered);
             read_total += u64::from(read);
             if members.len() < TRACE_MEMBERS_MAX {
+                let sessions: Vec<Value> =
+                    sessions.iter().filter(|session| session.user == member.user).map(session_row).collect();
                 members.push(json!({
                     "user": member.user.to_string(),
+                    "sessions": sessions,
                     "name": names.of(member.user).await?,
                     "sender": sent,
                     "visible": visible,
@@ -712,6 +721,7 @@ impl Administration {
                 "outbox": outbox,
                 "hash_matches": hash_matches,
             },
+            "tiers": tier_bounds(&times),
             "members_total": summary.members_total,
             "delivered_total": delivered_total,
             "read_total": read_total,
@@ -744,6 +754,25 @@ impl Administration {
         Ok(self.router.status().await?)
     }
 
+    /// How long each tier waits, and how often that is doubled now; the busiest channels.
+    ///
+    /// # Errors
+    /// RETRY_LATER where the router has stopped.
+    pub async fn fanout(&self, stretched: u32) -> Outcome<(Value, Value)> {
+        let mut tiers = tier_bounds(&self.router.tier_times()?);
+        tiers["passive_doubled"] = json!(stretched);
+        let hottest = self.router.hottest(HOTTEST_MAX).await?;
+        let row = |hot: Hot| {
+            json!({
+                "channel": hot.channel.to_string(),
+                "name": hot.name,
+                "entries_per_min": hot.entries_per_min,
+                "sessions": hot.sessions,
+            })
+        };
+        Ok((tiers, hottest.into_iter().map(row).collect()))
+    }
+
     /// Walks the stores against each other.
     ///
     /// # Errors
@@ -753,6 +782,32 @@ impl Administration {
         let walked = tokio::task::spawn_blocking(move || stores::walk(&stores)).await;
         walked.map_err(|error| Failure::internal("the walk failed").why(error))?
     }
+}
+
+/// What a session got of an entry.
+fn session_row(session: &SessionTrace) -> Value {
+    let state = match session.handing {
+        Handing::Sent => "sent",
+        Handing::Named => "named",
+        Handing::Waits => "waits",
+    };
+    json!({
+        "tier": if session.is_full { "full" } else { session.tier.name() },
+        "state": state,
+        "at_ms": session.at_ms,
+    })
+}
+
+/// Within how long each tier hears, milliseconds; at once where that is 0.
+pub fn tier_bounds(times: &TierTimes) -> Value {
+    json!({
+        "by": if times.by_activity { "activity" } else { "nothing" },
+        "visible_ms": 0,
+        "active_ms": 0,
+        "warm_ms": times.warm.as_millis() as u64,
+        "passive_ms": times.passive.as_millis() as u64,
+        "background_ms": times.background.as_millis() as u64,
+    })
 }
 
 /// A client message id of the server's own people.

@@ -1,12 +1,46 @@
 //! The system's clock, read in one place, and times as people and programs read them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use fanfare_router::Clock;
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Unix milliseconds now.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A clock that another program drives: Unix milliseconds in the first 8 bytes of a file, little-endian, read at every look. For
+/// replays, in which days pass in a second.
+///
+/// # Errors
+/// The file is not there, or shorter.
+pub fn driven(path: &Path) -> io::Result<Clock> {
+    let file = File::open(path)?;
+    let read = move || {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, 0).map(|()| u64::from_le_bytes(bytes))
+    };
+    let last = AtomicU64::new(read()?);
+    // Should the file fail later, the time stands still.
+    Ok(Arc::new(move || match read() {
+        Ok(now) => {
+            last.store(now, Ordering::Relaxed);
+            now
+        }
+        Err(_) => last.load(Ordering::Relaxed),
+    }))
 }
 
 /// `2026-11-21T09:30:00.123Z`.
@@ -45,6 +79,25 @@ fn at(unix_ms: u64) -> Option<OffsetDateTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driven_clock_tells_what_the_file_says() {
+        let path = std::env::temp_dir().join(format!("fanfare-clock-{}", std::process::id()));
+        assert!(driven(&path).is_err());
+        std::fs::write(&path, [1, 2]).unwrap();
+        assert!(driven(&path).is_err());
+        std::fs::write(&path, 7u64.to_le_bytes()).unwrap();
+        let clock = driven(&path).unwrap();
+        assert_eq!(clock(), 7);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all_at(&1_700_000_000_000u64.to_le_bytes(), 0)
+            .unwrap();
+        assert_eq!(clock(), 1_700_000_000_000);
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn times_read_as_written() {

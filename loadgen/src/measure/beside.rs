@@ -1,6 +1,6 @@
 //! A thread that stands back behind the one that measures, with sessions of its own: what they cost to read is in nobody's times.
 
-use std::{future::Future, pin::Pin, thread::JoinHandle};
+use std::{future::Future, pin::Pin, thread::JoinHandle, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -10,6 +10,31 @@ use tokio::{
 
 /// How far it stands back.
 const NICE: i32 = 10;
+
+/// Between two looks of a thread that waits for no socket.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Has this thread look at its sockets every millisecond, and sleep in between with nobody waiting for them. Who waits for a socket on the
+/// machine that writes to it is woken by the write, in the writer's time: a few microseconds, more than the write itself, and only where
+/// the reader has nothing else to do. So a server that writes less would seem to write slowly.
+pub fn look_now_and_then() -> AbortOnDrop {
+    AbortOnDrop(tokio::task::spawn_local(async {
+        loop {
+            // Asleep, not waiting: that is the point. The sockets are looked at when the task has yielded.
+            std::thread::sleep(LOOK_EVERY);
+            tokio::task::yield_now().await;
+        }
+    }))
+}
+
+/// Ends with its handle.
+pub struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 type Done<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 type Job<S> = Box<dyn for<'a> FnOnce(&'a mut Option<S>) -> Done<'a> + Send>;

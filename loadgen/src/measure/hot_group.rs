@@ -16,7 +16,9 @@ use super::{
     report::{Options, Outcome},
 };
 use crate::report::Verdict;
-use figures::{Doubling, Found, Half, Halves, HotGroupReport, Scaling, misplaced, overloaded};
+use figures::{
+    Doubling, Found, Half, Halves, HotGroupReport, Killed, Opened, Scaling, misplaced, overloaded,
+};
 use plan::Plan;
 use scene::{Ended, Scene};
 
@@ -46,6 +48,9 @@ const SECONDS_DOUBLING: u64 = 60;
 /// --scaling: p99 of visible and active members in a group with ten times the passive and absent members of another with the same active
 /// ones, in turn. --doubling: frames and bytes to passive sessions at twice the rate, in turn with the rate.
 ///
+/// --opens: users of passive sessions open the group while messages are sent, and leave it again; opened_us_p99 is from then until the session has the
+/// newest entry that had been acknowledged. --kills: sessions come back, and at the end everybody knows of every message that was acknowledged.
+///
 /// Exit status: 0 PASS, 1 error, 10 a delivery was lost, doubled, reordered or altered or a head differs, 11 INVALID (a limiter spoke, the
 /// machine has one core only, the untiered half's server was running on more than 0.9 of its core, or over 5 % of what was
 /// pushed was pushed to the wrong tier). A missed bar changes nothing.
@@ -69,6 +74,15 @@ pub struct HotGroup {
     /// Passive members at twice the rate.
     #[arg(long)]
     pub doubling: bool,
+    /// Users of passive sessions open the group, so many a second.
+    #[arg(long, conflicts_with_all = ["scaling", "doubling"], value_parser = rate)]
+    pub opens: Option<f64>,
+    /// Kill the server (SIGKILL) so often while messages are sent.
+    #[arg(long, conflicts_with_all = ["scaling", "doubling", "opens"], value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub kills: Option<u64>,
+    /// At each kill take back what the server had not synced: lost, torn, or some of it.
+    #[arg(long, requires = "kills")]
+    pub power_cut: bool,
     #[command(flatten)]
     pub options: Options,
 }
@@ -141,6 +155,24 @@ pub async fn run(arguments: &HotGroup, cores: &Cores) -> Result<HotGroupReport> 
         Found::Scaling(Box::new(scaling(arguments, cores, plan, &mut run).await?))
     } else if arguments.doubling {
         Found::Doubling(Box::new(doubling(arguments, cores, plan, &mut run).await?))
+    } else if let Some(opens) = arguments.opens {
+        let mut scene = Scene::open(arguments, cores, plan, Delivery::Tiered, 1).await?;
+        let length = Duration::from_secs(arguments.seconds());
+        let opened = scene.opened_round(arguments.rate, length, opens).await?;
+        run.ended(scene.end().await?);
+        Found::Opened(Opened::of(&opened))
+    } else if let Some(kills) = arguments.kills {
+        let mut scene = Scene::open(arguments, cores, plan, Delivery::Tiered, 1).await?;
+        let length = Duration::from_secs(arguments.seconds());
+        let seed = arguments.power_cut.then_some(1);
+        let (came_back, longest) = scene.killed_round(arguments.rate, length, kills, seed).await?;
+        run.ended(scene.end().await?);
+        Found::Killed(Killed {
+            kills,
+            power_cut: arguments.power_cut,
+            came_back,
+            again_s: longest.as_secs_f64(),
+        })
     } else {
         Found::Halves(Box::new(halves(arguments, cores, plan, &mut run).await?))
     };

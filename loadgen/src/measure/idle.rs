@@ -166,7 +166,7 @@ pub async fn run(arguments: &Idle, cores: &Cores) -> Result<IdleReport> {
             Transport::Wss => 6_144,
             Transport::Quic => 36_864,
         },
-        bytes_per_membership_bar: 32,
+        bytes_per_membership_bar: 48,
     })
 }
 

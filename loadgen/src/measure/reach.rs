@@ -99,6 +99,27 @@ impl Sent {
         }
     }
 
+    /// Sends a message again whose outcome is not known.
+    ///
+    /// # Errors
+    /// The session does not take it.
+    pub fn again(
+        &self,
+        session: &mut ClientSession,
+        id: ClientMessageId,
+        number: u64,
+        last_attempt_ms: u64,
+    ) -> Result<u64, Code> {
+        let text = format!("{number:0TEXT_BYTES$}");
+        let send = wire::Send {
+            client_message_id: Bytes::copy_from_slice(&id.0),
+            first_attempt_ms: id.time_ms(),
+            last_attempt_ms,
+            content: Some(send::Content::Message(wire::Message { text, ..Default::default() })),
+        };
+        session.send(self.channel(), &send, true)
+    }
+
     /// A message is about to leave that was meant to at `meant`.
     fn sending(&self, id: ClientMessageId, text: &str, meant: Instant) {
         let mut inner = self.0.lock();
@@ -296,6 +317,12 @@ impl Reach {
         let first = standing.known().max(after) + 1;
         standing.name(head, ordinal);
         first..(head + 1).max(first)
+    }
+
+    /// Whether a session holds a seq, or it is from before.
+    pub fn holds(&self, member: usize, seq: u64) -> bool {
+        let standing = self.members.get(member).and_then(Option::as_ref);
+        seq <= self.sent.after() || standing.is_some_and(|standing| standing.held.contains(seq))
     }
 
     /// What a session does not hold, ascending, up to the newest acknowledged seq.

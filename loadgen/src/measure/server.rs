@@ -45,7 +45,17 @@ pub struct Server {
 impl Server {
     /// Starts one on fresh data below `folder`.
     pub async fn start(folder: &Path, cores: &Cores, transport: Transport) -> Result<Self> {
-        let mut process = ServerProcess::prepare(folder, false)?;
+        Self::start_with(folder, cores, transport, false).await
+    }
+
+    /// As [`Self::start`], where `power_cut` under a library that can take back what was not synced.
+    pub async fn start_with(
+        folder: &Path,
+        cores: &Cores,
+        transport: Transport,
+        power_cut: bool,
+    ) -> Result<Self> {
+        let mut process = ServerProcess::prepare(folder, power_cut)?;
         let (admin, (targets, trust), pid) = launch(&mut process, cores, transport).await?;
         Ok(Self { process, cores: cores.clone(), transport, admin, targets, trust, pid })
     }
@@ -53,6 +63,18 @@ impl Server {
     /// Ends it in order, with everything flushed, and starts it again on the same data.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
+        (self.admin, (self.targets, self.trust), self.pid) =
+            launch(&mut self.process, &self.cores, self.transport).await?;
+        Ok(())
+    }
+
+    /// Kills it, takes back what it had not synced where that is torn by a `seed`, and starts it again on the same data and ports.
+    pub async fn kill(&mut self, power_cut: Option<u64>) -> Result<()> {
+        self.process.kill()?;
+        if let Some(seed) = power_cut {
+            let mode = ["lost", "torn", "mixed"][(seed % 3) as usize];
+            self.process.cut_power(seed, mode)?;
+        }
         (self.admin, (self.targets, self.trust), self.pid) =
             launch(&mut self.process, &self.cores, self.transport).await?;
         Ok(())

@@ -135,7 +135,7 @@ impl Channel {
                 }
                 return;
             };
-            self.at_once(desk, &frames, stands + 1);
+            self.at_once(desk, &frames, stands + 1, last);
             stands = last;
         }
     }

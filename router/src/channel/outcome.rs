@@ -3,7 +3,11 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
-use fanfare_proto::{Code, UserId, link::Down, link::Tiers, wire};
+use fanfare_proto::{
+    Code, UserId,
+    link::{Down, Tier, Tiers},
+    wire,
+};
 use fanfare_storage::{
     model::{ListChange, MarkChange, MarkKind, OutboxRow},
     mutant,
@@ -136,6 +140,7 @@ impl Channel {
                 self.acknowledge(desk, attempt, id, place, number > 0);
             }
         }
+        self.pace.count(flight.items.len(), desk.context.now_ms());
         self.before_hearing(desk, &flight.items);
         if !mutant::is("push-past-watermark") {
             self.hear(desk, first_seq, &flight);
@@ -292,7 +297,7 @@ impl Channel {
             return self.put_off(desk);
         }
         let (frames, first_seq) = self.with_held(desk, frames, first_seq, last_seq);
-        self.at_once(desk, &frames, first_seq);
+        self.at_once(desk, &frames, first_seq, last_seq);
         self.heard = last_seq;
         self.let_listen(desk);
         for item in items {
@@ -307,8 +312,12 @@ impl Channel {
     }
 
     /// To those who get entries at once: one message per gateway. Where a gateway's credit is spent only a mark is left.
-    pub(super) fn at_once(&mut self, desk: &mut Desk, frames: &Bytes, first_seq: u64) {
+    pub(super) fn at_once(&mut self, desk: &mut Desk, frames: &Bytes, first_seq: u64, last_seq: u64) {
         let channel = self.id();
+        if self.audience.is_empty() {
+            return;
+        }
+        let (entries, late_ms) = (last_seq + 1 - first_seq.min(last_seq), self.late_ms(desk, first_seq));
         for at in &mut self.audience.gateways {
             if at.behind.is_some() || !at.has_at_once() {
                 continue;
@@ -320,6 +329,10 @@ impl Channel {
                 meter::behind();
                 at.behind = Some(first_seq.saturating_sub(1));
                 desk.gateways.put_behind(at.gateway, channel);
+                continue;
+            }
+            for tier in [Tier::Visible, Tier::Active] {
+                meter::handed(tier, at.count(tier), entries, late_ms);
             }
         }
     }

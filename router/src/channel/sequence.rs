@@ -219,7 +219,7 @@ impl Channel {
         }
         let Some(flight) = self.in_flight.take() else { return };
         if early_push {
-            self.at_once(desk, &flight.frames, self.row.head + 1);
+            self.at_once(desk, &flight.frames, self.row.head + 1, self.row.head + flight.items.len() as u64);
         }
         if early_ack {
             for item in &flight.items {

@@ -43,6 +43,8 @@ pub struct Waits {
     /// A NOTIFY for passive ones: with the app on screen, and not.
     told: [bool; 2],
     look: bool,
+    /// The clock from which on it is time for that look, should its timer be late.
+    look_ms: u64,
     scores: bool,
     /// Membership entries from this seq on.
     pub(super) held: Option<u64>,
@@ -62,7 +64,13 @@ impl Channel {
     fn member(&self, user: UserId, shown: Shown) -> Member {
         let read = self.cursors.get(user).read_ordinal;
         let unread = self.row.ordinal.saturating_sub(read);
-        Member { shown, is_direct: self.is_direct(), members: self.members.len(), unread }
+        Member {
+            shown,
+            is_direct: self.is_direct(),
+            members: self.members.len(),
+            unread,
+            all: self.scores.all(),
+        }
     }
 
     /// How a session of that user is to be served that shows so much and has that level now.
@@ -122,22 +130,25 @@ impl Channel {
         if self.is_direct() {
             return;
         }
+        let now_ms = desk.context.now_ms();
+        if self.waits.look && now_ms >= self.waits.look_ms {
+            self.waits.look_ms = now_ms + desk.context.config.tiers.look.as_millis() as u64;
+            self.look_at(desk, Serving::may_fade);
+        }
         for item in items {
             let sender = item.entry.sender;
             if let Some(act) = act_of(item.entry.kind) {
                 self.act(desk, sender, act);
             }
             let Some(named) = &item.named else { continue };
+            let mut target = None;
             if named.reply_to > 0 {
                 self.act(desk, sender, Act::Reply);
-                if let Some(target) = self.tail.get(named.reply_to).map(|held| held.sender)
-                    && target != sender
-                {
-                    self.name(desk, target);
-                }
+                target = self.tail.get(named.reply_to).map(|held| held.sender);
             }
-            for user in named.users.iter().filter(|user| **user != sender) {
-                self.name(desk, *user);
+            let mentioned = named.users.iter().copied().filter(|user| Some(*user) != target);
+            for user in target.into_iter().chain(mentioned).filter(|user| *user != sender) {
+                self.name(desk, user);
             }
         }
     }
@@ -177,6 +188,7 @@ impl Channel {
             self.release(desk);
         }
         if from.tier() != to.tier() {
+            self.moved(listener);
             if from.tier() == Tier::Warm || to.tier() == Tier::Warm {
                 self.settle_warm(desk, gateway);
             }
@@ -196,7 +208,7 @@ impl Channel {
     }
 
     /// Up to where sessions served so at a gateway were sent entries, or told the head.
-    fn stands_at(&self, gateway: GatewayId, serving: Serving) -> u64 {
+    pub(super) fn stands_at(&self, gateway: GatewayId, serving: Serving) -> u64 {
         let Some(at) = self.audience.gateways.iter().find(|at| at.gateway == gateway) else {
             return self.heard;
         };
@@ -237,7 +249,9 @@ impl Channel {
     fn look_later(&mut self, desk: &mut Desk) {
         if !self.waits.look && self.is_tiered(desk) {
             self.waits.look = true;
-            desk.at(Instant::now() + desk.context.config.tiers.look, Due::Look(self.id()));
+            let look = desk.context.config.tiers.look;
+            self.waits.look_ms = desk.context.now_ms() + look.as_millis() as u64;
+            desk.at(Instant::now() + look, Due::Look(self.id()));
         }
     }
 
@@ -359,6 +373,7 @@ impl Channel {
                 return false;
             }
             meter::bundle();
+            self.handed(desk, gateway, Tier::Warm, stands, to);
             if let Some(at) = self.audience.at(gateway) {
                 at.warm_to = to;
             }
@@ -376,6 +391,7 @@ impl Channel {
         }
         let frames = self.notify(oldest);
         let mut is_all = true;
+        let mut told: SmallVec<[(GatewayId, u64); 4]> = SmallVec::new();
         for at in &mut self.audience.gateways {
             if at.told[number] < heard && at.count(tier) > 0 {
                 let (lanes, tiers) = (at.lanes(), Tiers::of(tier));
@@ -387,8 +403,12 @@ impl Channel {
                     continue;
                 }
                 meter::notify();
+                told.push((at.gateway, at.told[number]));
             }
             at.told[number] = heard;
+        }
+        for (gateway, after) in told {
+            self.handed(desk, gateway, tier, after, heard);
         }
         if !is_all {
             self.put_off(desk);

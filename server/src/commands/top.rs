@@ -106,11 +106,17 @@ impl Sample {
 }
 
 /// The sum of a metric over its labels.
-fn sum(metrics: &str, name: &str) -> f64 {
+pub fn sum(metrics: &str, name: &str) -> f64 {
+    of(metrics, name, &[])
+}
+
+/// The sum of a metric over those of its lines that have these labels.
+pub fn of(metrics: &str, name: &str, labels: &[&str]) -> f64 {
     metrics
         .lines()
         .filter_map(|line| line.strip_prefix(name))
         .filter(|rest| rest.starts_with([' ', '{']))
+        .filter(|rest| labels.iter().all(|label| rest.contains(label)))
         .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()
 }

@@ -65,12 +65,13 @@ fn human(trace: &Value) -> String {
                 (_, Some(false)) => "joined later and may not see it",
                 _ => "",
             };
+            let note = if note.is_empty() { how(trace, member) } else { note.to_owned() };
             vec![
                 tame(&text(&member["name"])),
                 mark("delivered"),
                 mark("read"),
                 format!("{} / {}", member["delivered_to"], member["read_to"]),
-                note.to_owned(),
+                note,
             ]
         })
         .collect();
@@ -83,4 +84,37 @@ fn human(trace: &Value) -> String {
     let age = clock::now_ms().saturating_sub(number("time_ms")) / 1000;
     lines.push(format!("{} ago", clock::span(age)));
     lines.join("\n")
+}
+
+/// How a member's sessions got it, or why they did not yet.
+fn how(trace: &Value, member: &Value) -> String {
+    let sequenced_ms = trace["time_ms"].as_u64().unwrap_or(0);
+    let after = |at: &Value| {
+        at.as_u64().map_or_else(String::new, |at| {
+            format!(" after {:.1} s", at.saturating_sub(sequenced_ms) as f64 / 1e3)
+        })
+    };
+    let session = |session: &Value| {
+        let tier = text(&session["tier"]);
+        let bound = trace["tiers"][format!("{tier}_ms")].as_u64().unwrap_or(0) as f64 / 1e3;
+        match session["state"].as_str() {
+            Some("sent") if bound > 0.0 => format!("{tier}: bundled{}", after(&session["at_ms"])),
+            Some("sent") => format!("{tier}: at once"),
+            Some("named") => {
+                format!("{tier}: told the head{}, fetches it when it looks", after(&session["at_ms"]))
+            }
+            _ if bound > 0.0 => format!("{tier}: waits, for {bound} s at the most"),
+            _ => format!("{tier}: waits, its gateway is behind"),
+        }
+    };
+    let sessions: Vec<String> = member["sessions"].as_array().into_iter().flatten().map(session).collect();
+    if !sessions.is_empty() {
+        return sessions.join("; ");
+    }
+    match member["push"]["state"].as_str() {
+        Some("waiting") => format!("absent: a push waits, tried {} times", member["push"]["attempts"]),
+        Some("dead") => format!("absent: its push was given up ({})", tame(&text(&member["push"]["error"]))),
+        Some(_) => "absent: was pushed, or needed it no more".to_owned(),
+        None => "absent: gets it when it comes".to_owned(),
+    }
 }

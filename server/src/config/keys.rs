@@ -97,7 +97,7 @@ pub const KEYS: &[Key] = &[
     key(
         "activity.active_permille",
         Kind::Number(1, 1000),
-        "300",
+        "390",
         "score, in thousandths, from which on a member of a group is active",
     ),
     key(
@@ -153,8 +153,14 @@ pub const KEYS: &[Key] = &[
     key(
         "activity.small_members",
         Kind::Number(0, 200000),
-        "32",
+        "16",
         "groups of up to so many members have no tiers: everybody is active",
+    ),
+    key(
+        "activity.warm_of_mean_percent",
+        Kind::Number(0, 10_000),
+        "45",
+        "a warm member also does at least so much of what members of the group do on average, in percent",
     ),
     key(
         "activity.warm_permille",
@@ -266,6 +272,12 @@ pub const KEYS: &[Key] = &[
         Kind::Url,
         "",
         "the receiver of pushes for members who are not connected; without it there are none",
+    ),
+    key(
+        "router.clock",
+        Kind::Path,
+        "",
+        "a file with the router's time, Unix milliseconds in 8 bytes, little-endian: for replays of what is past",
     ),
     key(
         "router.shards",

@@ -135,6 +135,8 @@ pub struct Configuration {
     pub tiers: fanfare_router::TierTimes,
     /// How presence is kept.
     pub presence: fanfare_presence::Config,
+    /// The file that holds the router's time; `None`: the machine's clock.
+    pub clock: Option<PathBuf>,
     /// Slices of all channels and users, fixed when the data folder is made.
     pub shards: u16,
     /// The log's form.
@@ -310,6 +312,7 @@ impl Layers {
                 writes_per_s: self.number("presence.writes_per_second") as u32,
                 ..fanfare_presence::Config::default()
             },
+            clock: path("router.clock"),
             shards: self.number("router.shards") as u16,
             log: match self.text("log.format") {
                 "pretty" => LogForm::Pretty,

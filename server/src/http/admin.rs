@@ -421,7 +421,16 @@ async fn trace(State(node): Node, of: Asked<OfMessage>) -> Answer {
     let Query(of) = of?;
     let id = of.message.parse().map(MessageId);
     let id = id.map_err(|_| Problem::new(Code::BAD_FIELD, "`message` is not an id, a decimal string"))?;
-    Ok(Json(node.administration.trace(id).await?))
+    let mut trace = node.administration.trace(id).await?;
+    let place = (trace["channel"].as_str().unwrap_or("").to_owned(), trace["seq"].as_u64());
+    for member in trace["members"].as_array_mut().into_iter().flatten() {
+        let is_absent = member["sessions"].as_array().is_none_or(Vec::is_empty);
+        let user = member["user"].as_str().and_then(|user| user.parse().ok()).map(UserId);
+        if let Some(user) = user.filter(|_| is_absent) {
+            member["push"] = push::of_entry(&node, user, &place.0, place.1).await?;
+        }
+    }
+    Ok(Json(trace))
 }
 
 #[derive(Deserialize)]

@@ -128,6 +128,8 @@ impl NodeState {
         let checks = self.checks().await;
         let status = self.administration.status().await.ok();
         let number = |read: fn(&RouterStatus) -> u64| status.as_ref().map(read);
+        let stretched = status.as_ref().map_or(0, |status| status.counts.stretched);
+        let (tiers, hottest) = self.administration.fanout(stretched).await.unwrap_or_default();
         let now = clock::now_ms();
         json!({
             "schema": "fanfare.status/v1",
@@ -152,6 +154,8 @@ impl NodeState {
             "entries_undrained": number(|status| status.drains.entries_behind as u64),
             "read_only": status.as_ref().map(|status| status.read_only),
             "push": self.pushes.status().await.ok(),
+            "tiers": tiers,
+            "hottest": hottest,
         })
     }
 

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::{listen_failed, stores::Stores};
 use crate::{
+    clock,
     config::{Configuration, LimitsProfile, Plain},
     failure::{Failure, Outcome},
     token::TokenIssuer,
@@ -31,6 +32,14 @@ pub async fn router(stores: &Stores, shards: u16, configuration: &Configuration)
     let mut config = RouterConfig::new(tokio::runtime::Handle::current());
     config.shards = shards;
     (config.activity, config.tiers) = (configuration.activity, configuration.tiers);
+    if let Some(path) = &configuration.clock {
+        let cannot = |error| {
+            let what = format!("`router.clock`: {} holds no time", path.display());
+            Failure::new(Code::CONFIG_VALUE, what).why(error)
+        };
+        config.clock = clock::driven(path).map_err(cannot)?;
+        tracing::warn!(file = %path.display(), "the router's clock is driven");
+    }
     let stores = fanfare_router::Stores {
         metadata: stores.metadata.clone(),
         content: stores.content.clone(),

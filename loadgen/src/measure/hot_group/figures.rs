@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{
@@ -21,6 +22,8 @@ const UNTIERED_BAR: f64 = 8.0;
 const SCALING_BAR: f64 = 1.5;
 /// Twice the rate is to take at most so many times the frames and bytes to passive members.
 const DOUBLING_BAR: f64 = 1.1;
+/// From opening a channel to its newest entries, at most.
+const OPENED_US_BAR: u64 = 200_000;
 /// Above it the untiered half was limited by its core.
 const CORES_MAX: f64 = 0.9;
 /// Part of a round's entries that may come where none are meant to, or not come where all are.
@@ -53,6 +56,30 @@ pub enum Found {
     Halves(Box<Halves>),
     Scaling(Box<Scaling>),
     Doubling(Box<Doubling>),
+    Opened(Opened),
+    Killed(Killed),
+}
+
+/// Users that opened the group.
+#[derive(Debug, Serialize)]
+pub struct Opened {
+    pub opened: u64,
+    /// From then until the session had the newest entry.
+    pub opened_us_p50: u64,
+    pub opened_us_p99: u64,
+    pub opened_us_max: u64,
+    pub opened_us_bar: u64,
+}
+
+/// A server that was killed.
+#[derive(Debug, Serialize)]
+pub struct Killed {
+    pub kills: u64,
+    pub power_cut: bool,
+    /// Sessions, each time.
+    pub came_back: u64,
+    /// From a kill until everything sent before was acknowledged, the longest.
+    pub again_s: f64,
 }
 
 /// Tiered beside untiered.
@@ -203,6 +230,18 @@ impl Halves {
     }
 }
 
+impl Opened {
+    pub fn of(us: &Histogram<u64>) -> Self {
+        Self {
+            opened: us.len(),
+            opened_us_p50: us.value_at_quantile(0.5),
+            opened_us_p99: us.value_at_quantile(0.99),
+            opened_us_max: us.max(),
+            opened_us_bar: OPENED_US_BAR,
+        }
+    }
+}
+
 impl Scaling {
     /// Of pairs: with a tenth of the passive members, with all.
     pub fn of(pairs: Vec<[Half; 2]>) -> Self {
@@ -287,6 +326,25 @@ impl Report for HotGroupReport {
                 println!("    frames       {}", beside(doubling.passive_frames_ratio));
                 println!("    bytes        {}", beside(doubling.passive_bytes_ratio));
             }
+            Found::Opened(opened) => {
+                let ms = |us: u64| us as f64 / 1e3;
+                let met = if opened.opened_us_p99 <= opened.opened_us_bar { "met" } else { "MISSED" };
+                println!(
+                    "  opened         {} times; ms until the newest entries: p50 {:.1}, p99 {:.1} (bar {} {met}), max {:.1}",
+                    opened.opened,
+                    ms(opened.opened_us_p50),
+                    ms(opened.opened_us_p99),
+                    ms(opened.opened_us_bar),
+                    ms(opened.opened_us_max)
+                );
+            }
+            Found::Killed(killed) => println!(
+                "  killed         {} times{}; {} sessions came back, all was acknowledged {:.1} s after a kill at the latest",
+                killed.kills,
+                if killed.power_cut { ", with power cuts" } else { "" },
+                killed.came_back,
+                killed.again_s
+            ),
         }
     }
 }

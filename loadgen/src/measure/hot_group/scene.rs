@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use fanfare_proto::{UserId, wire};
+use hdrhistogram::Histogram;
 
 use super::{
     HotGroup,
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     measure::{
         accounting::CpuTimes,
-        beside::Beside,
+        beside::{AbortOnDrop, Beside, look_now_and_then},
         crowd::{Crowd, Stage},
         ledger::Deliveries,
         machine::{Cores, allow_files},
@@ -42,6 +43,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// From the last message of a round until its CPU is read: what is told late (passive sessions, within 15 s) and acknowledged late
 /// (within 12 s) is in it.
 const LATE: Duration = Duration::from_secs(16);
+/// Sessions that show the group at once before the first of them leaves it.
+const SHOWN: usize = 20;
 /// Passive sessions that fetch everything at the end.
 const SAMPLE: usize = 200;
 /// Absent members that come at the end.
@@ -55,6 +58,7 @@ pub struct Scene {
     sent: Vec<Sent>,
     front: Crowd<World>,
     back: Beside<Crowd<World>>,
+    looks: [AbortOnDrop; 2],
     idle_cores: f64,
     _scratch: Scratch,
 }
@@ -97,7 +101,8 @@ impl Scene {
         let transport = arguments.options.transport;
         allow_files(if transport == Transport::Quic { 0 } else { plan.sessions + RETURNING })?;
         let scratch = Scratch::new("hot-group", arguments.options.keep)?;
-        let server = Server::start(&scratch.path, cores, transport).await?;
+        let power_cut = arguments.power_cut;
+        let server = Server::start_with(&scratch.path, cores, transport, power_cut).await?;
         let people: Arc<[Person]> = people(&server.admin, plan.memberships).await?.into();
         let sent = make(&server, plan, &people, groups).await?;
 
@@ -114,17 +119,18 @@ impl Scene {
             Crowd::new(World::new(plan, delivery, &shared, front_count, back_count))
         })?;
         let (targets, behind_front) = (server.targets.clone(), Arc::clone(&people));
-        back.ask(async move |crowd| {
+        let back_looks = back.ask(async move |crowd| {
             let targets = if transport == Transport::Quic { udp::apart(&targets)? } else { targets };
-            crowd.grow(&targets, &behind_front[front_count..], back_count).await
-        })
-        .await?;
+            crowd.grow(&targets, &behind_front[front_count..], back_count).await?;
+            Ok(look_now_and_then())
+        });
+        let looks = [back_looks.await?, look_now_and_then()];
         tokio::time::sleep(SETTLE).await;
         let before = server.cpu()?;
         tokio::time::sleep(IDLE).await;
         let idle_ns: u64 = server.cpu()?.since(&before).values().sum();
         let idle_cores = idle_ns as f64 / IDLE.as_nanos() as f64;
-        Ok(Self { server, plan, people, sent, front, back, idle_cores, _scratch: scratch })
+        Ok(Self { server, plan, people, sent, front, back, looks, idle_cores, _scratch: scratch })
     }
 
     /// Has messages sent to a group by a schedule, and waits until everybody knows of all of them.
@@ -180,6 +186,131 @@ impl Scene {
         })
     }
 
+    /// Has messages sent as [`Self::round`] does and kills the server meanwhile, so often and evenly; with a `seed` cuts it from power. Waits
+    /// until everybody knows of all messages. Gives the sessions that came back, and the longest time from a kill to the next acknowledged message.
+    pub async fn killed_round(
+        &mut self,
+        rate: f64,
+        length: Duration,
+        kills: u64,
+        seed: Option<u64>,
+    ) -> Result<(u64, Duration)> {
+        self.set_killed(true).await?;
+        self.front.with(|stage| stage.load.begin(0));
+        let began = async move |crowd: &mut Crowd<World>| {
+            crowd.with(|stage| stage.load.begin(0));
+            Ok(())
+        };
+        self.back.ask(began).await?;
+        let messages = (rate * length.as_secs_f64()).round().max(1.0) as u64;
+        let (mut killed, mut longest) = (0, Duration::ZERO);
+        let mut from = Instant::now();
+        for number in 0..messages {
+            let at = from + Duration::from_secs_f64(1.0 / rate);
+            tokio::time::sleep_until(at.into()).await;
+            from = Instant::now();
+            let sender = number as usize % self.plan.senders();
+            self.front.with(|stage| stage.load.send(sender, 0, from));
+            self.front.wake(sender);
+            if killed < kills && number >= (killed + 1) * messages / (kills + 1) {
+                let (before, since) = (self.sent[0].head(), Instant::now());
+                self.server.kill(seed.map(|seed| seed + killed)).await?;
+                killed += 1;
+                let sent = &self.sent[0];
+                let woken = self.senders();
+                let again = self.front.until(|stage| {
+                    woken();
+                    (sent.head() > before && sent.unanswered() == 0, stage.load.moved)
+                });
+                if !again.await? {
+                    bail!("messages under way at a kill were not acknowledged behind it");
+                }
+                longest = longest.max(since.elapsed());
+                from = Instant::now();
+            }
+        }
+        let sent = &self.sent[0];
+        self.front
+            .until(|stage| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved))
+            .await?;
+        self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
+        let back = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.came_back))).await?;
+        let front = self.front.with(|stage| match stage.load.refused.take() {
+            Some(why) => bail!("{why}"),
+            None => Ok(stage.load.came_back),
+        })?;
+        self.set_killed(false).await?;
+        Ok((front + back, longest))
+    }
+
+    fn senders(&self) -> impl Fn() + use<> {
+        let wakes: Vec<_> = (0..self.plan.senders()).filter_map(|sender| self.front.waker(sender)).collect();
+        move || wakes.iter().for_each(|wake| wake.notify_one())
+    }
+
+    async fn set_killed(&self, is_killed: bool) -> Result<()> {
+        self.front.with(|stage| stage.load.is_killed = is_killed);
+        let set = async move |crowd: &mut Crowd<World>| {
+            crowd.with(|stage| stage.load.is_killed = is_killed);
+            Ok(())
+        };
+        self.back.ask(set).await
+    }
+
+    /// Has messages sent as [`Self::round`] does while users of passive sessions open the group and leave it, `opens` a second. Gives what that
+    /// took in microseconds.
+    pub async fn opened_round(&mut self, rate: f64, length: Duration, opens: f64) -> Result<Histogram<u64>> {
+        self.front.with(|stage| stage.load.begin(0));
+        let back_count = self.plan.sessions - self.plan.front();
+        // By two, so that it is those with the app on screen.
+        let opening = async move |crowd: &mut Crowd<World>| {
+            crowd.with(|stage| stage.load.begin(0));
+            let began = Instant::now();
+            let count = (opens * length.as_secs_f64()) as usize;
+            for number in 0..count {
+                let at = began + Duration::from_secs_f64(number as f64 / opens);
+                tokio::time::sleep_until(at.into()).await;
+                let (member, before) = (number * 2 % back_count, number.checked_sub(SHOWN));
+                crowd.with(|stage| {
+                    stage.load.open(member);
+                    if let Some(before) = before {
+                        stage.load.leave(before * 2 % back_count);
+                    }
+                });
+                crowd.wake(member);
+                before.into_iter().for_each(|before| crowd.wake(before * 2 % back_count));
+            }
+            crowd.until(|stage| (stage.load.opening() == 0, stage.load.moved)).await?;
+            crowd.until(is_reached).await?;
+            crowd.with(|stage| match (stage.load.refused.take(), stage.load.opening()) {
+                (Some(why), _) => bail!("{why}"),
+                (None, 0) => Ok(stage.load.opened_us.clone()),
+                (None, count) => {
+                    bail!("{count} sessions opened the group and did not get its newest entries")
+                }
+            })
+        };
+        let opened = self.back.ask(opening);
+        let messages = (rate * length.as_secs_f64()).round().max(1.0) as u64;
+        let sending = async {
+            let from = Instant::now();
+            for number in 0..messages {
+                let at = from + Duration::from_secs_f64(number as f64 / rate);
+                tokio::time::sleep_until(at.into()).await;
+                let sender = number as usize % self.plan.senders();
+                self.front.with(|stage| stage.load.send(sender, 0, at));
+                self.front.wake(sender);
+            }
+            let sent = &self.sent[0];
+            let reached =
+                |stage: &Stage<World>| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved);
+            self.front.until(reached).await
+        };
+        let (opened, sent) = tokio::join!(opened, sending);
+        sent?;
+        opened
+    }
+
     /// Has all sessions count what they received: of frames that tell them nothing new nobody hears.
     async fn count(&self) -> Result<()> {
         self.front.datagrams_received().await?;
@@ -199,6 +330,7 @@ impl Scene {
     /// Has all that are told at once and a sample of the others fetch what they lack, has some of the absent come, and ends everything.
     pub async fn end(mut self) -> Result<Ended> {
         let (front_count, back_count) = (self.plan.front(), self.plan.sessions - self.plan.front());
+        drop(self.looks);
         fetched(&self.front, 0..front_count).await?;
         let step = (back_count / SAMPLE).max(1);
         // By odd steps, so that both kinds of passive sessions are in it.
@@ -212,6 +344,8 @@ impl Scene {
         let mut seats = self.people[..front_count].to_vec();
         seats.extend((0..returning).map(of_absent));
         self.front.grow(&self.server.targets, &seats, front_count + returning).await?;
+        // Sessions that came back count as ready each time.
+        self.front.until(|stage| (stage.load.returned >= returning, stage.load.returned)).await?;
         let mut heads_equal = self.front.with(|stage| {
             let world = &stage.load;
             world.heads_are_equal() && (world.returned, world.returned_equal) == (returning, returning)

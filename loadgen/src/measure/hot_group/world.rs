@@ -7,7 +7,7 @@ use std::{
 
 use fanfare_proto::{
     ChannelId, ClientMessageId, Code,
-    session::client::{ClientSession, Event, Received},
+    session::client::{ClientSession, Ended, Event, Received},
     wire,
 };
 use hashbrown::HashMap;
@@ -82,7 +82,33 @@ struct Seat {
     fetching: bool,
     fetched: u32,
     counted: Received,
+    /// Messages whose outcome is not known: they are sent again.
+    again: Vec<Flight>,
+    /// The user opened the group: then, and which entries are to be on the screen.
+    opened: Option<Opened>,
+    /// It shows the group, or no longer; said once.
+    shows: Option<bool>,
 }
+
+/// A message that is under way.
+#[derive(Clone, Copy)]
+struct Flight {
+    group: usize,
+    id: ClientMessageId,
+    number: u64,
+    sent_ms: u64,
+}
+
+/// A channel that a user has opened.
+#[derive(Clone, Copy)]
+struct Opened {
+    at: Instant,
+    /// The newest entry that was acknowledged then.
+    newest: u64,
+}
+
+/// Entries on a screen.
+const ON_SCREEN: u32 = 20;
 
 /// See the module's page.
 pub struct World {
@@ -92,8 +118,14 @@ pub struct World {
     delivery: wire::Delivery,
     groups: Vec<Reach>,
     seats: Vec<Seat>,
-    /// By session and request: the group and the message.
-    in_flight: HashMap<(usize, u64), (usize, ClientMessageId)>,
+    /// By session and request.
+    in_flight: HashMap<(usize, u64), Flight>,
+    /// The server is killed: sessions that end come back, and send again what was not answered.
+    pub is_killed: bool,
+    /// Sessions that came back.
+    pub came_back: u64,
+    /// From opening the group to its newest entries, in microseconds.
+    pub opened_us: Histogram<u64>,
     number: u64,
     /// The round's group.
     group: usize,
@@ -123,6 +155,9 @@ impl World {
             groups: sent.iter().enumerate().map(group).collect(),
             seats: (0..count).map(|_| Seat::default()).collect(),
             in_flight: HashMap::new(),
+            is_killed: false,
+            came_back: 0,
+            opened_us: Tally::new(0).delay_us,
             number: 0,
             group: 0,
             tallies: Role::ALL.map(|_| Tally::new(0)),
@@ -179,6 +214,50 @@ impl World {
         self.seats[member].reads.push_back((group, seq, ordinal));
     }
 
+    /// Has the user of a session open the round's group.
+    pub fn open(&mut self, member: usize) {
+        let (newest, _) = self.groups[self.group].sent().head();
+        self.seats[member].opened = Some(Opened { at: Instant::now(), newest });
+        self.seats[member].shows = Some(true);
+    }
+
+    /// Has the user of a session leave it.
+    pub fn leave(&mut self, member: usize) {
+        self.seats[member].shows = Some(false);
+    }
+
+    /// Sessions that opened the group and do not have its newest entries yet.
+    pub fn opening(&self) -> usize {
+        self.seats.iter().filter(|seat| seat.opened.is_some()).count()
+    }
+
+    fn look_at_screen(&mut self, member: usize) {
+        let Some(seat) = self.seats.get_mut(member) else { return };
+        if let Some(opened) = seat.opened
+            && self.groups[self.group].holds(member, opened.newest)
+        {
+            seat.opened = None;
+            self.opened_us.saturating_record(opened.at.elapsed().as_micros() as u64);
+        }
+    }
+
+    fn transmit_screen(&mut self, member: usize, session: &mut ClientSession) {
+        let Some(shows) = self.seats[member].shows.take() else { return };
+        let (channel, mut state) = (self.groups[self.group].sent().channel(), self.state(member));
+        if shows {
+            state.set_attention(wire::Attention::Foreground);
+            state.visible = vec![channel.0];
+        }
+        let mut said = session.state(&state);
+        if shows && said.is_ok() {
+            let newest = wire::Fetch { before: 0, after: 0, messages_max: ON_SCREEN, before_ms: 0 };
+            said = session.fetch(channel, &newest).map(drop);
+        }
+        if let Err(code) = said {
+            self.refused.get_or_insert(format!("a channel could not be opened: {code}"));
+        }
+    }
+
     /// Has a session fetch what it lacks.
     pub fn fetch(&mut self, member: usize) {
         self.seats[member].fetches = true;
@@ -222,11 +301,23 @@ impl World {
             let sent = self.groups[group].sent();
             match sent.send(session, now_ms, self.first + member, self.number, meant) {
                 Ok((request, id)) => {
-                    self.in_flight.insert((member, request), (group, id));
+                    let flight =
+                        Flight { group, id, number: self.number, sent_ms: session.server_time_ms(now_ms) };
+                    self.in_flight.insert((member, request), flight);
                 }
                 Err(code) => {
                     self.refused.get_or_insert(format!("a SEND could not be made: {code}"));
                 }
+            }
+        }
+        for mut flight in std::mem::take(&mut self.seats[member].again) {
+            let sent = self.groups[flight.group].sent();
+            match sent.again(session, flight.id, flight.number, flight.sent_ms) {
+                Ok(request) => {
+                    flight.sent_ms = session.server_time_ms(now_ms);
+                    self.in_flight.insert((member, request), flight);
+                }
+                Err(_) => self.seats[member].again.push(flight),
             }
         }
     }
@@ -295,6 +386,7 @@ impl Load for World {
                     let tally = &mut self.tallies[self.plan.role(self.first + member) as usize];
                     tally.delivered += 1;
                     tally.late(meant, Instant::now());
+                    self.look_at_screen(member);
                 }
             }
             Event::Notified { channel, head, ordinal, .. } => self.told(member, channel, head, Some(ordinal)),
@@ -310,10 +402,13 @@ impl Load for World {
                 }
             }
             Event::SendAck { request, ack, .. } => {
+                let flight = self.in_flight.remove(&(member, request));
                 if let Some(why) = refusal(&ack) {
-                    self.refused.get_or_insert(why);
-                }
-                if let Some((group, _)) = self.in_flight.remove(&(member, request)) {
+                    match flight.filter(|_| self.is_killed) {
+                        Some(flight) => self.seats[member].again.push(flight),
+                        None => drop(self.refused.get_or_insert(why)),
+                    }
+                } else if let Some(Flight { group, .. }) = flight {
                     self.groups[group].sent().acknowledged(ack.seq, ack.ordinal);
                 }
             }
@@ -321,6 +416,7 @@ impl Load for World {
                 let Some(group) = self.group_of(channel) else { return };
                 page_frames(&page).for_each(|frame| self.groups[group].paged(member, &frame));
                 self.moved += 1;
+                self.look_at_screen(member);
                 if let Some(seat) = self.seats.get_mut(member).filter(|_| !page.more) {
                     seat.fetching = false;
                 }
@@ -347,6 +443,20 @@ impl Load for World {
         self.delivery
     }
 
+    fn ended(&mut self, member: usize, _ended: &Ended) -> bool {
+        if !self.is_killed {
+            return false;
+        }
+        self.came_back += 1;
+        if let Some(seat) = self.seats.get_mut(member) {
+            let unanswered: Vec<_> =
+                self.in_flight.extract_if(|(of, _), _| *of == member).map(|(_, flight)| flight).collect();
+            seat.again.extend(unanswered);
+            (seat.has_said, seat.fetching, seat.counted) = (false, false, Received::default());
+        }
+        true
+    }
+
     fn transmit(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
         let is_tiered = self.delivery == wire::Delivery::Tiered;
         if member >= self.seats.len() {
@@ -370,6 +480,7 @@ impl Load for World {
                 self.refused.get_or_insert(format!("a RECEIPT could not be made: {code}"));
             }
         }
+        self.transmit_screen(member, session);
         self.transmit_fetch(member, session);
     }
 }

@@ -97,6 +97,7 @@ struct AudienceBody {
 #[utoipa::path(get, path = "/v1/users/{user}/presence", tag = "presence", security(("token" = [])),
     params(("user" = String, Path, pattern = "^[1-9][0-9]{0,18}$")), responses(
     (status = 200, body = PresenceBody),
+    (status = 400, body = ProblemBody, content_type = "application/problem+json"),
     (status = 401, body = ProblemBody, content_type = "application/problem+json"),
     (status = 429, body = ProblemBody, content_type = "application/problem+json"),
 ))]
