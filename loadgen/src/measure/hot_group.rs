@@ -26,9 +26,10 @@ use scene::{Ended, Scene};
 const REPEATS: usize = 1;
 const REPEATS_SCALING: usize = 5;
 const REPEATS_DOUBLING: usize = 3;
-/// Seconds of a round where nothing else is asked for; of --doubling, so that the longest interval of the passive is in it often.
-const SECONDS: u64 = 20;
-const SECONDS_DOUBLING: u64 = 60;
+/// Seconds of a round where nothing else is asked for: the longest interval of the passive is in it often, and what 16 s of idle sessions cost behind
+/// it weighs little. Of --scaling, which tells of times alone.
+const SECONDS: u64 = 60;
+const SECONDS_SCALING: u64 = 20;
 
 /// One group whose members are mostly passive: what tiers spare the server, and what they cost in time.
 ///
@@ -65,7 +66,7 @@ pub struct HotGroup {
     /// Messages a second.
     #[arg(long, default_value_t = 8.0, value_parser = rate)]
     pub rate: f64,
-    /// Seconds of each round; by default 20, with --doubling 60.
+    /// Seconds of each round; by default 60, with --scaling 20.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub seconds: Option<u64>,
     /// Visible and active members beside ten times the passive membership.
@@ -107,7 +108,7 @@ impl HotGroup {
     }
 
     fn seconds(&self) -> u64 {
-        self.seconds.unwrap_or(if self.doubling { SECONDS_DOUBLING } else { SECONDS })
+        self.seconds.unwrap_or(if self.scaling { SECONDS_SCALING } else { SECONDS })
     }
 }
 
