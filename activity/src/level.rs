@@ -38,6 +38,8 @@ pub struct Member {
     pub is_direct: bool,
     /// Members of the channel.
     pub members: usize,
+    /// It may not write there for now.
+    pub is_muted: bool,
     /// Messages the user has not read.
     pub unread: u64,
     /// What all members of the channel did.
@@ -59,7 +61,8 @@ impl Member {
         } else {
             0.0
         };
-        (score.base(settings, now_ms, self.unread) * state + boost).clamp(0.0, 1.0)
+        let minus = if self.is_muted { settings.muted_minus } else { 0.0 };
+        (score.base(settings, now_ms, self.unread) * state + boost - minus).clamp(0.0, 1.0)
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Settings {
     pub small_boost: f32,
     /// Members of a small group.
     pub small_members: usize,
+    /// Taken off where the member is muted.
+    pub muted_minus: f32,
     /// Unread messages at which a member counts as ignoring the channel,
     pub ignored_unread: u64,
     /// and the seconds without an act after which the score is halved.
@@ -84,6 +86,7 @@ impl Default for Settings {
             direct_boost: 1.0,
             small_boost: 0.6,
             small_members: 16,
+            muted_minus: 0.2,
             ignored_unread: 20,
             ignored_s: 86_400,
             active: 0.39,

@@ -18,7 +18,7 @@ fn history() -> impl Strategy<Value = (u64, Vec<(u64, Act)>)> {
 }
 
 fn member(shown: Shown) -> Member {
-    Member { shown, is_direct: false, members: 1_000, unread: 0, all: Score::default() }
+    Member { shown, is_direct: false, members: 1_000, is_muted: false, unread: 0, all: Score::default() }
 }
 
 fn played(settings: &Settings, from: u64, acts: &[(u64, Act)]) -> (Score, u64) {
@@ -134,6 +134,9 @@ proptest! {
         let (score, now) = played(&settings, from, &acts);
         let of = |shown| member(shown).score(&settings, &score, now);
         prop_assert!(of(Shown::Background) <= of(Shown::Foreground) && of(Shown::Foreground) <= of(Shown::Visible));
+        let muted = Member { is_muted: true, ..member(Shown::Foreground) };
+        let minus = of(Shown::Foreground) - muted.score(&settings, &score, now);
+        prop_assert!((minus - settings.muted_minus.min(of(Shown::Foreground))).abs() < 1e-6);
         let direct = Member { is_direct: true, ..member(Shown::Background) };
         let small = Member { members: settings.small_members, ..member(Shown::Background) };
         for one in [direct, small] {

@@ -68,6 +68,7 @@ fn score(criterion: &mut Criterion) {
         shown: Shown::Foreground,
         is_direct: false,
         members: MEMBERS,
+        is_muted: false,
         unread: 3,
         all: everybody(&all),
     };

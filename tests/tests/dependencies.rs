@@ -17,7 +17,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("fanfare-router", &["fanfare-activity", "fanfare-proto", "fanfare-storage"]),
     ("fanfare-presence", &["fanfare-proto", "fanfare-storage"]),
     ("fanfare-client", &["fanfare-proto"]),
-    ("fanfare-loadgen", &["fanfare-proto", "fanfare-client"]),
+    ("fanfare-loadgen", &["fanfare-activity", "fanfare-proto", "fanfare-client"]),
     (
         "fanfare-server",
         &[

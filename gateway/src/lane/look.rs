@@ -29,6 +29,8 @@ const LEAVING_MIN: Duration = Duration::from_millis(1);
 const HELD_MAX: Duration = Duration::from_secs(1);
 /// Places of the list of those who leave that are kept for the next burst.
 const LEAVING_KEPT: usize = 1_024;
+/// Connections of a look behind which the lane goes on to the next without a pause for everything else. A heartbeat wakes it for one.
+const FEW: usize = 8;
 /// Connections that are ready and wait to be looked at, above which the epoll is not asked for more.
 const READY_MAX: usize = 1_024;
 
@@ -47,14 +49,14 @@ enum Step {
 
 impl Lane {
     /// Looks at the connections that are ready, as far as their bytes go into one look, and hands over what they sent. Gives whether
-    /// there were any: then everything else has its turn.
+    /// those were many, or some are left: then everything else has its turn. Behind few it has it anyway, as the lane waits for the next.
     pub(super) fn look(self: &Rc<Self>, ready: &mut Ready) -> bool {
         // Who is not asked has told of what it holds once, and tells no more.
         let is_asked = ready.turns.len() < READY_MAX;
         if is_asked {
             self.readiness.take(ready);
         }
-        let has_any = !(ready.turns.is_empty() && ready.leaving.is_empty());
+        let are_many = ready.turns.len() + ready.leaving.len() > FEW;
         let (mut ups, mut left) = (Vec::new(), LOOK_BYTES);
         while left > 0
             && let Some(turn) = ready.turns.pop_front()
@@ -63,10 +65,11 @@ impl Lane {
         }
         self.look_at_leaving(ready, &mut ups);
         self.hand_over();
-        if !(is_asked && ready.turns.is_empty() && ready.leaving.is_empty()) {
+        let has_more = !(is_asked && ready.turns.is_empty() && ready.leaving.is_empty());
+        if has_more {
             self.readiness.again();
         }
-        has_any
+        are_many || has_more
     }
 
     /// Some of those who leave. Who comes back waits for their places, for a while: else both would be held, and the process has a limit

@@ -46,6 +46,8 @@ pub const PONG_TIME_MS: u64 = 15_000;
 /// A request without an answer for so long is followed by a PING: a connection that is dead without a word (QUIC, a lost
 /// network) should not wait for the heartbeat.
 pub const UNANSWERED_PING_MS: u64 = 5_000;
+/// A heartbeat of which so much has passed goes along with a head that the server tells.
+pub const PING_ALONG_PERCENT: u64 = 55;
 /// An ACK rides with another frame at most once in so many milliseconds, so that busy senders stay within the rate
 /// of frames that are not sends.
 pub const ACK_RIDES_MS_MIN: u64 = 1_000;
@@ -127,6 +129,8 @@ pub struct ClientSession {
     /// Next PING: at the heartbeat, or earlier to see whether a server that does not answer lives.
     ping_at: u64,
     heartbeat_at: u64,
+    /// When something was sent last.
+    rested_at: u64,
     alive_by: u64,
 
     repeats: u64,
@@ -187,6 +191,7 @@ impl ClientSession {
             receipt_at: NEVER,
             ping_at: NEVER,
             heartbeat_at: NEVER,
+            rested_at: now_ms,
             alive_by: now_ms + WELCOME_TIME_MS,
             repeats: 0,
             received: Received::default(),
@@ -302,7 +307,10 @@ impl ClientSession {
         match frame_type {
             FrameType::Synced => self.synced(frame.decode()?, sink)?,
             FrameType::Gap => self.head_moved(channel, &frame.decode()?, false, sink)?,
-            FrameType::Notify => self.head_moved(channel, &frame.decode()?, self.is_tiered, sink)?,
+            FrameType::Notify => {
+                self.head_moved(channel, &frame.decode()?, self.is_tiered, sink)?;
+                self.ping_along(now_ms);
+            }
             FrameType::Page => {
                 let page: wire::Page = frame.decode()?;
                 bounded([page.first, page.last, page.head])?;

@@ -14,7 +14,7 @@ use fanfare_proto::{
     link::{GatewayId, Origin, Tier, Tiers},
     wire,
 };
-use fanfare_storage::model::CursorBatch;
+use fanfare_storage::model::{CursorBatch, MarkKind};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -68,14 +68,14 @@ impl Channel {
         config.tiers.by_activity && !self.is_direct() && self.members.len() > config.activity.small_members
     }
 
-    fn member(&self, user: UserId, shown: Shown) -> Member {
+    fn member(&self, user: UserId, shown: Shown, now_ms: u64) -> Member {
         let read = self.cursors.get(user).read_ordinal;
-        let unread = self.row.ordinal.saturating_sub(read);
         Member {
             shown,
             is_direct: self.is_direct(),
             members: self.members.len(),
-            unread,
+            is_muted: self.marks.get(user, MarkKind::Muted, now_ms).is_some(),
+            unread: self.row.ordinal.saturating_sub(read),
             all: self.scores.all(),
         }
     }
@@ -85,8 +85,8 @@ impl Channel {
         if shown == Shown::Visible || !self.is_tiered(desk) {
             return Serving::of(shown, Level::Active);
         }
-        let (config, score) = (&desk.context.config, self.scores.get(user));
-        let level = level(&config.activity, &score, &self.member(user, shown), now, desk.context.now_ms());
+        let (config, score, now_ms) = (&desk.context.config, self.scores.get(user), desk.context.now_ms());
+        let level = level(&config.activity, &score, &self.member(user, shown, now_ms), now, now_ms);
         Serving::of(shown, level)
     }
 

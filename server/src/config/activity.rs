@@ -29,6 +29,7 @@ pub fn settings(layers: &Layers) -> Settings {
         foreground: number("foreground_percent") / 100.0,
         background: number("background_percent") / 100.0,
         small_members: layers.number("activity.small_members") as usize,
+        muted_minus: number("muted_minus_permille") / 1_000.0,
         ignored_unread: layers.number("activity.ignored_unread"),
         ignored_s: layers.number("activity.ignored_s") as u32,
         active: number("active_permille") / 1_000.0,

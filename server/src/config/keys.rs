@@ -139,6 +139,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("activity.ignored_unread", Kind::Number(1, 1000000), "20", "unread messages that are many"),
     key(
+        "activity.muted_minus_permille",
+        Kind::Number(0, 1000),
+        "200",
+        "what the score of a muted member is lowered by, in thousandths",
+    ),
+    key(
         "activity.patience_s",
         Kind::Number(0, 86400),
         "60",

@@ -87,6 +87,8 @@ pub struct Killed {
 pub struct Halves {
     /// Untiered by tiered, medians: CPU seconds of the server, bytes and send calls.
     pub cpu_ratio_untiered: f64,
+    /// The same without what as many idle sessions take.
+    pub cpu_ratio_untiered_beyond_idle: f64,
     pub bytes_ratio_untiered: f64,
     pub send_calls_ratio_untiered: Option<f64>,
     pub bar_at_least: f64,
@@ -109,6 +111,8 @@ pub struct Half {
     pub cores: f64,
     /// The same while all sessions were idle, before the first round: heartbeats.
     pub idle_cores: f64,
+    /// CPU beyond that of as many idle sessions.
+    pub cpu_s_beyond_idle: f64,
     /// Frames of channels that sessions had, and their bytes.
     pub frames: u64,
     pub bytes: u64,
@@ -174,12 +178,14 @@ impl Half {
         let tiers = Role::ALL.map(|role| (role.name(), Tier::of(&round.tallies[role as usize])));
         let mut tiers = BTreeMap::from(tiers);
         tiers.insert("passive", Tier::of(&passive(round)));
+        let cpu_s: f64 = round.cpu_s.values().sum();
         Self {
             messages: round.messages,
-            cpu_s: round.cpu_s.values().sum(),
+            cpu_s,
             cpu_s_by_thread: round.cpu_s.clone(),
             cores: round.cores,
             idle_cores: round.idle_cores,
+            cpu_s_beyond_idle: cpu_s - round.idle_cores * round.lasted.as_secs_f64(),
             frames: round.tallies.iter().map(|tally| tally.frames).sum(),
             bytes: round.tallies.iter().map(|tally| tally.bytes).sum(),
             server_bytes: round.server_bytes,
@@ -212,6 +218,7 @@ impl Halves {
         };
         Self {
             cpu_ratio_untiered: beside(|half| Some(half.cpu_s)).unwrap_or(0.0),
+            cpu_ratio_untiered_beyond_idle: beside(|half| Some(half.cpu_s_beyond_idle)).unwrap_or(0.0),
             bytes_ratio_untiered: beside(|half| Some(half.bytes as f64)).unwrap_or(0.0),
             send_calls_ratio_untiered: beside(|half| half.send_calls),
             bar_at_least: UNTIERED_BAR,
@@ -358,6 +365,7 @@ impl Halves {
         let met = |ratio: f64| if ratio >= self.bar_at_least { "met" } else { "MISSED" };
         println!("  untiered by tiered (medians; bar {} at least)", self.bar_at_least);
         println!("    CPU          {:>8.2} {}", self.cpu_ratio_untiered, met(self.cpu_ratio_untiered));
+        println!("      beyond idle {:>7.2}", self.cpu_ratio_untiered_beyond_idle);
         println!("    bytes        {:>8.2} {}", self.bytes_ratio_untiered, met(self.bytes_ratio_untiered));
         if let Some(ratio) = self.send_calls_ratio_untiered {
             println!("    send calls   {ratio:>8.2}");
@@ -423,6 +431,7 @@ mod tests {
             cpu_s_by_thread: BTreeMap::new(),
             cores: 0.5,
             idle_cores: 0.0,
+            cpu_s_beyond_idle: cpu_s,
             frames: 1,
             bytes,
             server_bytes: None,

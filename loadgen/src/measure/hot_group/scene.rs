@@ -69,6 +69,8 @@ pub struct Round {
     pub tallies: Tallies,
     /// CPU of the server in seconds, by kind of thread.
     pub cpu_s: BTreeMap<String, f64>,
+    /// In how long.
+    pub lasted: Duration,
     /// Cores that the server was running on while messages were sent.
     pub cores: f64,
     /// The same while all sessions were idle, before.
@@ -158,6 +160,7 @@ impl Scene {
         let cores = sent_ns as f64 / began.elapsed().as_nanos() as f64;
         tokio::time::sleep(LATE).await;
         let cpu_s = seconds(&self.server.cpu()?, &before);
+        let lasted = began.elapsed();
         let metrics_after = self.metrics().await?;
 
         // What does not come is counted at the end.
@@ -177,6 +180,7 @@ impl Scene {
         Ok(Round {
             tallies,
             cpu_s,
+            lasted,
             cores,
             idle_cores: self.idle_cores,
             server_bytes: grown(metrics_after.0, metrics.0),

@@ -58,6 +58,7 @@ impl Channel {
             shown: Shown::Foreground,
             is_direct: false,
             members: self.people.len(),
+            is_muted: false,
             unread: self.ordinal,
             all: self.all,
         }

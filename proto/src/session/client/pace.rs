@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{
-    ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX, PONG_TIME_MS, Phase,
-    UNANSWERED_PING_MS,
+    ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX, PING_ALONG_PERCENT,
+    PONG_TIME_MS, Phase, UNANSWERED_PING_MS,
 };
 use crate::{
     frame,
@@ -107,11 +107,24 @@ impl ClientSession {
             self.ping_at = self.heartbeat_at;
         }
         if now_ms >= self.ping_at {
-            let ping = wire::Ping { time_ms: now_ms };
-            self.outgoing.push_back(frame::short(FrameType::Ping, class::CONTROL, &ping));
-            self.alive_by = self.alive_by.min(now_ms + PONG_TIME_MS);
-            // Counted from here, should the transport be stuck and not take it.
-            self.rest_until_ping(now_ms);
+            self.ping(now_ms);
+        }
+    }
+
+    fn ping(&mut self, now_ms: u64) {
+        let ping = wire::Ping { time_ms: now_ms };
+        self.outgoing.push_back(frame::short(FrameType::Ping, class::CONTROL, &ping));
+        self.alive_by = self.alive_by.min(now_ms + PONG_TIME_MS);
+        // Counted from here, should the transport be stuck and not take it.
+        self.rest_until_ping(now_ms);
+    }
+
+    /// The server told a head. A heartbeat that would be due before long goes now: a telephone's radio is awake, and so is the server's
+    /// thread, which the heartbeats of sessions that were told together reach together.
+    pub(super) fn ping_along(&mut self, now_ms: u64) {
+        let is_due = now_ms >= self.rested_at + self.heartbeat_ms * PING_ALONG_PERCENT / 100;
+        if self.phase == Phase::Open && self.alive_by == NEVER && is_due {
+            self.ping(now_ms);
         }
     }
 
@@ -136,6 +149,7 @@ impl ClientSession {
     }
 
     pub(super) fn rest_until_ping(&mut self, now_ms: u64) {
+        self.rested_at = now_ms;
         self.heartbeat_at = now_ms + self.jittered(self.heartbeat_ms);
         self.ping_at = self.heartbeat_at;
         if !self.requests.is_empty() && self.alive_by == NEVER {

@@ -200,6 +200,24 @@ fn a_gap_asks_for_fetch_and_live_goes_on_behind_it() {
 }
 
 #[test]
+fn a_heartbeat_goes_along_with_a_head_when_more_than_half_of_it_has_passed() {
+    let mut bench = Bench::open(0, 0);
+    let told = |head| routed(FrameType::Notify, head, &Head { head, ..Default::default() });
+    let heartbeat_ms = bench.session.heartbeat_ms;
+    bench.sent();
+    let rested = bench.now;
+    bench.now = rested + heartbeat_ms * PING_ALONG_PERCENT / 100 - 1;
+    bench.take(told(5)).unwrap();
+    assert_eq!(bench.sent_types(), []);
+    bench.now += 1;
+    bench.take(told(6)).unwrap();
+    bench.take(told(7)).unwrap();
+    assert_eq!(bench.sent_types(), [FrameType::Ping]);
+    // The next one is counted from there.
+    assert!(bench.session.deadline().unwrap() > rested + heartbeat_ms * 5 / 4);
+}
+
+#[test]
 fn acknowledgements_follow_frames_bytes_and_time() {
     let mut bench = Bench::open(0, 0);
     for seq in 1..=255 {
