@@ -5,7 +5,7 @@
 //! much others write, and what serving it costs rises with it: the same bar for a quiet and a busy channel wastes in one what it misses
 //! in the other.
 
-use crate::{score::Score, settings::Settings};
+use crate::{score::Score, settings::Settings, total::Total};
 
 /// How soon a member's sessions get entries, by score alone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -38,12 +38,12 @@ pub struct Member {
     pub is_direct: bool,
     /// Members of the channel.
     pub members: usize,
-    /// It may not write there for now.
+    /// A moderator took its right to write there.
     pub is_muted: bool,
     /// Messages the user has not read.
     pub unread: u64,
-    /// What all members of the channel did.
-    pub all: Score,
+    /// What all members of the channel do.
+    pub total: Total,
 }
 
 impl Member {
@@ -84,7 +84,7 @@ fn at_least(settings: &Settings, score: &Score, member: &Member, factor: f32, at
     if value >= settings.active * factor {
         Level::Active
     } else if value >= settings.warm * factor
-        && score.part(&member.all) * member.members as f32 >= settings.warm_of_mean * factor
+        && score.of_mean(settings, &member.total, member.members) >= settings.warm_of_mean * factor
     {
         Level::Warm
     } else {

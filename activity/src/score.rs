@@ -1,14 +1,17 @@
-//! Two counters of a member's acts in a channel, one of minutes and one of days, as forward decay: a counter is kept as the logarithm
-//! of what its acts would weigh at [`EPOCH_S`], so that nothing has to be swept and counters of different channels and times compare.
+//! Two counters of a member's acts in a channel, one of minutes and one of days, as forward decay: a counter is kept as the moment at
+//! which it will have fallen to 1, so that nothing has to be swept and counters of different channels and times compare.
 //!
 //! After Cormode, Shkapenyuk, Srivastava and Xu, "Forward Decay: A Practical Time Decay Model for Streaming Systems" (ICDE 2009), with
 //! an exponential function.
 
-use crate::settings::Settings;
+use crate::{settings::Settings, total::Total};
 
-/// Unix seconds from which counters count their half-lives, 2025-01-01: near, so that a logarithm of 32 bits is exact to 1 % for
-/// years (it grows by 52,560 a year at a half-life of 10 minutes).
+/// Unix seconds from which moments count, 2025-01-01.
 pub const EPOCH_S: u64 = 1_735_689_600;
+
+/// Moments are kept in parts of a second: of 2^32 they last until 2042, and rounding to them changes a counter that halves in ten
+/// minutes by less than 0.01 %.
+const PARTS_PER_S: f64 = 8.0;
 
 /// What a member does, or others do to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,12 +35,12 @@ pub enum Act {
 }
 
 /// See the module. 12 bytes.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Score {
-    /// Logarithm to base 2, in half-lives since [`EPOCH_S`]; minus infinity: never.
-    fast: f32,
+    /// When it will have fallen to 1, in eighths of a second since [`EPOCH_S`]; 0: it was never raised.
+    fast: u32,
     /// The same, of the slow counter.
-    slow: f32,
+    slow: u32,
     /// Seconds since [`EPOCH_S`] of the last act of its own; 0: never.
     acted: u32,
 }
@@ -45,35 +48,32 @@ pub struct Score {
 const _: () =
     assert!(size_of::<Score>() == 12, "each member who ever did something has one in each of its channels");
 
-impl Default for Score {
-    fn default() -> Self {
-        Self { fast: f32::NEG_INFINITY, slow: f32::NEG_INFINITY, acted: 0 }
-    }
-}
-
 /// Seconds since [`EPOCH_S`].
 fn since_epoch(now_ms: u64) -> f64 {
     (now_ms as f64 / 1_000.0 - EPOCH_S as f64).max(0.0)
 }
 
-/// The count that a logarithm stands for.
-fn count(logarithm: f32, half_lives: f64) -> f64 {
-    (f64::from(logarithm) - half_lives).exp2()
+/// What a counter is at `now_s` that will have fallen to 1 at `moment`.
+fn count(moment: u32, now_s: f64, half_life_s: f32) -> f64 {
+    if moment == 0 { 0.0 } else { ((f64::from(moment) / PARTS_PER_S - now_s) / f64::from(half_life_s)).exp2() }
 }
 
-fn add(logarithm: f32, half_lives: f64, weight: f32) -> f32 {
-    ((count(logarithm, half_lives) + f64::from(weight)).log2() + half_lives) as f32
+/// When a counter will have fallen to 1 that is raised at `now_s`.
+fn raised(moment: u32, now_s: f64, half_life_s: f32, weight: f32) -> u32 {
+    let raised = count(moment, now_s, half_life_s) + f64::from(weight);
+    let until_s = now_s + raised.log2() * f64::from(half_life_s);
+    ((until_s * PARTS_PER_S).round() as u32).max(1)
 }
 
 impl Score {
-    /// From its parts, as [`Self::parts`] gave them. What is not a number counts as never.
-    pub fn of_parts((fast, slow, acted): (f32, f32, u32)) -> Self {
-        let sound = |logarithm: f32| if logarithm.is_finite() { logarithm } else { f32::NEG_INFINITY };
-        Self { fast: sound(fast), slow: sound(slow), acted }
+    /// From its parts, as [`Self::parts`] gave them.
+    pub fn of_parts((fast, slow, acted): (u32, u32, u32)) -> Self {
+        Self { fast, slow, acted }
     }
 
-    /// The logarithms of fast and slow counter, and when the member last acted (seconds since [`EPOCH_S`]): to be stored.
-    pub fn parts(&self) -> (f32, f32, u32) {
+    /// When fast and slow counter will have fallen to 1 (eighths of a second since [`EPOCH_S`]) and when the member last acted
+    /// (seconds since then); 0 for never: to be stored.
+    pub fn parts(&self) -> (u32, u32, u32) {
         (self.fast, self.slow, self.acted)
     }
 
@@ -86,8 +86,8 @@ impl Score {
     pub fn act(&mut self, settings: &Settings, act: Act, now_ms: u64) {
         let (now, weight) = (since_epoch(now_ms), settings.weight(act));
         if weight > 0.0 {
-            self.fast = add(self.fast, now / f64::from(settings.fast_half_life_s), weight);
-            self.slow = add(self.slow, now / f64::from(settings.slow_half_life_s), weight);
+            self.fast = raised(self.fast, now, settings.fast_half_life_s, weight);
+            self.slow = raised(self.slow, now, settings.slow_half_life_s, weight);
         }
         if act != Act::Named {
             self.acted = self.acted.max(now as u32);
@@ -97,7 +97,7 @@ impl Score {
     /// The decayed counts of (fast, slow) at `now_ms`.
     pub fn counts(&self, settings: &Settings, now_ms: u64) -> (f32, f32) {
         let now = since_epoch(now_ms);
-        let of = |logarithm, half_life: f32| count(logarithm, now / f64::from(half_life)) as f32;
+        let of = |moment, half_life_s| count(moment, now, half_life_s) as f32;
         (of(self.fast, settings.fast_half_life_s), of(self.slow, settings.slow_half_life_s))
     }
 
@@ -114,23 +114,22 @@ impl Score {
         if is_ignored { base / 2.0 } else { base }
     }
 
-    /// This slow counter by that of `all`, 0 to 1; 1 where that is empty. It does not change with time: both fall alike.
-    pub fn part(&self, all: &Self) -> f32 {
-        if all.slow == f32::NEG_INFINITY { 1.0 } else { (self.slow - all.slow).exp2().min(1.0) }
+    /// When what it adds to a [`Total`] will have fallen to 1, seconds since [`EPOCH_S`]: its slow counter, of which not more than
+    /// `total_cap` counted when it last acted itself. Nothing where it never did.
+    pub(crate) fn in_total(&self, settings: &Settings) -> Option<f64> {
+        let cap_s = f64::from(settings.total_cap).log2() * f64::from(settings.slow_half_life_s);
+        let is_counted = self.slow > 0 && self.acted > 0;
+        is_counted.then(|| (f64::from(self.slow) / PARTS_PER_S).min(f64::from(self.acted) + cap_s))
     }
 
-    /// Counts what another counted, too.
-    pub fn add(&mut self, other: &Self) {
-        let sum = |one: f32, other: f32| {
-            let (less, more) = (one.min(other), one.max(other));
-            if less == f32::NEG_INFINITY {
-                more
-            } else {
-                more + (less - more).exp2().ln_1p() / std::f32::consts::LN_2
-            }
-        };
-        (self.fast, self.slow) = (sum(self.fast, other.fast), sum(self.slow, other.slow));
-        self.acted = self.acted.max(other.acted);
+    /// Its slow counter by the mean of `members` that counted into `total`; infinite where nobody did. It does not change with time:
+    /// all counters fall alike.
+    pub fn of_mean(&self, settings: &Settings, total: &Total, members: usize) -> f32 {
+        if self.slow == 0 {
+            return if total.is_empty() { f32::INFINITY } else { 0.0 };
+        }
+        let own_s = f64::from(self.slow) / PARTS_PER_S;
+        (total.falls_of(settings, own_s) * members as f64) as f32
     }
 
     /// Whether nothing is left of it that could make a difference: it may be forgotten.

@@ -58,6 +58,8 @@ pub struct Settings {
     pub warm: f32,
     /// where its slow counter is also so much of the mean of all members'.
     pub warm_of_mean: f32,
+    /// The mean counts no more than this of a member.
+    pub total_cap: f32,
     /// A tier is left below this part of its threshold,
     pub exit: f32,
     /// when the score was below it for so many seconds.
@@ -91,7 +93,8 @@ impl Default for Settings {
             ignored_s: 86_400,
             active: 0.39,
             warm: 0.05,
-            warm_of_mean: 0.45,
+            warm_of_mean: 0.6,
+            total_cap: 300.0,
             exit: 0.6,
             patience_s: 60.0,
         }

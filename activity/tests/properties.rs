@@ -1,6 +1,6 @@
 //! Scores and levels over virtual time.
 
-use fanfare_activity::{Act, EPOCH_S, Level, Member, Score, Settings, Shown, level};
+use fanfare_activity::{Act, EPOCH_S, Level, Member, Score, Settings, Shown, Total, level};
 use proptest::prelude::*;
 
 const ACTS: [Act; 8] =
@@ -18,7 +18,7 @@ fn history() -> impl Strategy<Value = (u64, Vec<(u64, Act)>)> {
 }
 
 fn member(shown: Shown) -> Member {
-    Member { shown, is_direct: false, members: 1_000, is_muted: false, unread: 0, all: Score::default() }
+    Member { shown, is_direct: false, members: 1_000, is_muted: false, unread: 0, total: Total::default() }
 }
 
 fn played(settings: &Settings, from: u64, acts: &[(u64, Act)]) -> (Score, u64) {
@@ -46,9 +46,9 @@ proptest! {
         }
         prop_assert_eq!(at, now);
         let counts = score.counts(&settings, now);
-        // 32 bits of a logarithm that has grown for ten years: to 3 % an act.
-        prop_assert!((f64::from(counts.0) / fast - 1.0).abs() < 0.05, "{:?} {fast}", counts);
-        prop_assert!((f64::from(counts.1) / slow - 1.0).abs() < 0.01, "{:?} {slow}", counts);
+        // A counter is rounded to a sixteenth of a second of its 600 with each act; what is far from 1 has 24 bits.
+        prop_assert!((f64::from(counts.0) / fast - 1.0).abs() < 1e-4 * acts.len() as f64, "{:?} {fast}", counts);
+        prop_assert!((f64::from(counts.1) / slow - 1.0).abs() < 1e-6 * acts.len() as f64, "{:?} {slow}", counts);
     }
 
     #[test]
@@ -94,37 +94,59 @@ proptest! {
     }
 
     #[test]
-    fn a_part_is_of_what_all_did((from, acts) in history(), others in 0..200_000u32) {
+    fn a_mean_is_of_what_each_did_up_to_the_cap(histories in prop::collection::vec(history(), 1..12), leaves in 0..12usize) {
         let settings = Settings::default();
-        let (score, now) = played(&settings, from, &acts);
-        let mut all = score;
-        for _ in 0..others / 1_000 {
-            all.act(&settings, Act::Send, now);
+        let mut members: Vec<(Score, u64)> = histories.iter().map(|(from, acts)| played(&settings, *from, acts)).collect();
+        let now = members.iter().map(|(_, now)| *now).max().unwrap();
+        let mut total = Total::default();
+        // As they happen: what a member adds is taken out before it acts and added after.
+        for (from, acts) in &histories {
+            let (mut score, mut at) = (Score::default(), *from);
+            for (gap, act) in acts {
+                at += gap;
+                total.remove(&settings, &score);
+                score.act(&settings, *act, at);
+                total.add(&settings, &score);
+            }
         }
-        let mut crowd = Score::default();
-        crowd.act(&settings, Act::Send, now);
-        (0..others % 18).for_each(|_| { let twice = crowd; crowd.add(&twice) });
-        all.add(&crowd);
-        let (part, slow) = (score.part(&all), |score: &Score| score.counts(&settings, now).1);
-        prop_assert!((part / (slow(&score) / slow(&all)) - 1.0).abs() < 0.05, "{part}");
-        let mut two = score;
-        two.add(&score);
-        prop_assert!((slow(&two) / slow(&score) - 2.0).abs() < 0.05);
+        let slow = |score: &Score, at| f64::from(score.counts(&settings, at).1);
+        let added = |score: &Score| {
+            let acted = score.acted_ms();
+            let since = (now - acted) as f64 / 1_000.0 / f64::from(settings.slow_half_life_s);
+            if acted == 0 { 0.0 } else { slow(score, acted).min(f64::from(settings.total_cap)) * (-since).exp2() }
+        };
+        let mut gone = 0.0;
+        if leaves < members.len() {
+            let (left, _) = members.remove(leaves);
+            total.remove(&settings, &left);
+            gone = added(&left);
+        }
+        let sum: f64 = members.iter().map(|(score, _)| added(score)).sum();
+        for (score, _) in &members {
+            let expected = slow(score, now) / sum * members.len() as f64;
+            let of_mean = f64::from(score.of_mean(&settings, &total, members.len()));
+            // What is less than a billionth of what left is forgotten with it, and of too little there is no mean.
+            let is_told = sum > gone * 1e-6 && sum > 1e-30 && expected > 1e-30;
+            prop_assert!(!is_told || (of_mean / expected - 1.0).abs() < 1e-3, "{of_mean} {expected}");
+        }
+        prop_assert!(!members.is_empty() || total.is_empty());
         // Who does too little of it is not warm, whatever its score; who does enough stays.
-        let member = Member { all, ..member(Shown::Foreground) };
-        let value = member.score(&settings, &score, now);
-        let is = level(&settings, &score, &member, Level::Passive, now);
+        let Some((score, _)) = members.first() else { return Ok(()) };
+        let member = Member { members: members.len(), total, ..member(Shown::Foreground) };
+        let settings = Settings { small_members: 0, ..settings };
+        let (value, of_mean) = (member.score(&settings, score, now), score.of_mean(&settings, &total, members.len()));
+        let is = level(&settings, score, &member, Level::Passive, now);
         let expected = if value >= settings.active {
             Level::Active
-        } else if value >= settings.warm && part * 1_000.0 >= settings.warm_of_mean {
+        } else if value >= settings.warm && of_mean >= settings.warm_of_mean {
             Level::Warm
         } else {
             Level::Passive
         };
         prop_assert_eq!(is, expected);
-        let kept = level(&settings, &score, &member, Level::Warm, now);
-        let earlier = member.score(&settings, &score, now - (settings.patience_s * 1_000.0) as u64);
-        let may_stay = part * 1_000.0 >= settings.warm_of_mean * settings.exit || earlier >= settings.active * settings.exit;
+        let kept = level(&settings, score, &member, Level::Warm, now);
+        let earlier = member.score(&settings, score, now - (settings.patience_s * 1_000.0) as u64);
+        let may_stay = of_mean >= settings.warm_of_mean * settings.exit || earlier >= settings.active * settings.exit;
         prop_assert!(kept >= is && (kept == is || may_stay));
     }
 
@@ -176,4 +198,27 @@ fn twenty_unread_for_a_day_halve() {
     assert!(score.base(&settings, later, 20) < score.base(&settings, later, 0));
     score.act(&settings, Act::Look, later);
     assert_eq!(score.base(&settings, later, 20), score.base(&settings, later, 0));
+}
+
+/// A member that never stops, whatever it does, leaves the others what they were.
+#[test]
+fn a_flood_takes_nobody_out() {
+    let settings = Settings::default();
+    let now = (EPOCH_S + 86_400 * 400) * 1_000;
+    let mut one = Score::default();
+    (0..4).for_each(|act| one.act(&settings, Act::Send, now - act * 3_600_000));
+    let mut flood = Score::default();
+    (0..100_000).for_each(|act| flood.act(&settings, Act::Send, now - 100_000 + act));
+    let mut total = Total::default();
+    (0..100).for_each(|_| total.add(&settings, &one));
+    total.add(&settings, &flood);
+    let member = Member { total, members: 101, ..member(Shown::Foreground) };
+    let later = now + 86_400_000;
+    assert_eq!(level(&settings, &one, &member, Level::Passive, later), Level::Warm);
+    // Nor do mentions by others lift it.
+    let mut named = Score::default();
+    (0..100_000).for_each(|_| named.act(&settings, Act::Named, now));
+    let before = total;
+    total.add(&settings, &named);
+    assert_eq!(total, before);
 }

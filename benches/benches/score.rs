@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use fanfare_activity::{Act, EPOCH_S, Level, Member, Score, Settings, Shown, level};
+use fanfare_activity::{Act, EPOCH_S, Level, Member, Score, Settings, Shown, Total, level};
 
 /// Members of the group that is looked at.
 const MEMBERS: usize = 10_000;
@@ -32,10 +32,10 @@ fn scores(settings: &Settings, now_ms: u64) -> Vec<Score> {
     (0..MEMBERS).map(member).collect()
 }
 
-fn everybody(scores: &[Score]) -> Score {
-    scores.iter().fold(Score::default(), |mut all, score| {
-        all.add(score);
-        all
+fn everybody(settings: &Settings, scores: &[Score]) -> Total {
+    scores.iter().fold(Total::default(), |mut total, score| {
+        total.add(settings, score);
+        total
     })
 }
 
@@ -70,7 +70,7 @@ fn score(criterion: &mut Criterion) {
         members: MEMBERS,
         is_muted: false,
         unread: 3,
-        all: everybody(&all),
+        total: everybody(&settings, &all),
     };
     group.bench_function("level", |bencher| {
         bencher.iter(|| {

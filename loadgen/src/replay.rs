@@ -1,4 +1,5 @@
-//! `replay`: a real community against a server, every delivery of every recipient checked; with kills and power cuts.
+//! `replay`: a real community against a server, every delivery of every recipient checked; with kills and power cuts. With `--tiers` on the
+//! community's own clock, for who got what in time.
 
 mod session;
 pub mod tiers;

@@ -176,7 +176,8 @@ impl Channel {
         }
         let members = Members::of_rows(&loaded.members);
         let (row, tail) = (loaded.channel, loaded.tail);
-        let scores = Scores::restore(&context.config.activity, loaded.activities, &tail);
+        let is_member = |user| members.get(user).is_some();
+        let scores = Scores::restore(&context.config.activity, loaded.activities, &tail, is_member);
         let mut cursors: Vec<_> = loaded.cursors;
         cursors.retain(|cursor| members.get(cursor.user).is_some());
         for cursor in &mut cursors {

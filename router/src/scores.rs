@@ -1,6 +1,6 @@
 //! How active each member of a channel is, and whose activity is to be written.
 
-use fanfare_activity::{Act, Score, Settings};
+use fanfare_activity::{Act, Score, Settings, Total};
 use fanfare_proto::{ChannelId, UserId};
 use fanfare_storage::model::{Activity, EntryKind};
 use foldhash::fast::RandomState;
@@ -33,27 +33,28 @@ impl Keyed for Place {
 #[derive(Debug, Default)]
 pub struct Scores {
     of: Shelves<Place>,
-    all: Score,
+    total: Total,
     dirty: HashSet<UserId, RandomState>,
 }
 
 impl Scores {
-    /// As stored, and what the tail holds of entries that are not counted in that.
-    pub fn restore(settings: &Settings, rows: Vec<Activity>, tail: &Tail) -> Self {
+    /// Of members: as stored, and what the tail holds of entries that are not counted in that.
+    pub fn restore(settings: &Settings, rows: Vec<Activity>, tail: &Tail, is_member: impl Fn(UserId) -> bool) -> Self {
         let mut scores = Self::default();
         let mut counted: HashMap<UserId, u64, RandomState> = HashMap::default();
         for Activity { user, fast, slow, acted, seq, .. } in rows {
-            // A counter that was never raised is stored as the lowest number.
-            let sound = |logarithm: f32| if logarithm > -1e30 { logarithm } else { f32::NEG_INFINITY };
-            let score = Score::of_parts((sound(fast), sound(slow), acted));
+            if !is_member(user) {
+                continue;
+            }
+            let score = Score::of_parts((fast, slow, acted));
             scores.of.insert(Place { user, score });
-            scores.all.add(&score);
+            scores.total.add(settings, &score);
             counted.insert(user, seq);
         }
         for held in tail.iter() {
             let act = act_of(held.kind);
             let is_counted = counted.get(&held.sender).is_some_and(|seq| held.seq <= *seq);
-            if let Some(act) = act.filter(|_| !is_counted && !held.sender.is_none()) {
+            if let Some(act) = act.filter(|_| !is_counted && is_member(held.sender)) {
                 scores.act(settings, held.sender, act, held.message_id.time_ms());
             }
         }
@@ -65,23 +66,25 @@ impl Scores {
         self.of.get(user).map_or_else(Score::default, |place| place.score)
     }
 
-    /// What all members did. Who left counts until it has decayed.
-    pub fn all(&self) -> Score {
-        self.all
+    /// What all members do.
+    pub fn total(&self) -> Total {
+        self.total
     }
 
     /// Counts an act; says whether it is the first that is to be written.
     pub fn act(&mut self, settings: &Settings, user: UserId, act: Act, now_ms: u64) -> bool {
         let mut score = self.get(user);
+        self.total.remove(settings, &score);
         score.act(settings, act, now_ms);
-        self.all.act(settings, act, now_ms);
+        self.total.add(settings, &score);
         self.of.insert(Place { user, score });
         self.dirty.insert(user);
         self.dirty.len() == 1
     }
 
     /// Forgets one who left.
-    pub fn forget(&mut self, user: UserId) {
+    pub fn forget(&mut self, settings: &Settings, user: UserId) {
+        self.total.remove(settings, &self.get(user));
         self.of.remove(user);
         self.dirty.remove(&user);
     }

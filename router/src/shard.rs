@@ -637,14 +637,17 @@ impl Shard {
 
     fn hottest(&mut self, max: usize) -> Vec<Hot> {
         let now_ms = self.desk.context.now_ms();
-        let busy = |slot: &mut Slot| match slot {
-            Slot::Ready(channel) => Some(channel.hot(now_ms)).filter(|hot| hot.entries_per_min > 0),
+        let pace = |(id, slot): (&ChannelId, &mut Slot)| match slot {
+            Slot::Ready(channel) => Some((channel.entries_per_min(now_ms), *id)).filter(|(pace, _)| *pace > 0),
             Slot::Loading { .. } => None,
         };
-        let mut hottest: Vec<Hot> = self.channels.values_mut().filter_map(busy).collect();
-        hottest.sort_unstable_by_key(|hot| std::cmp::Reverse(hot.entries_per_min));
-        hottest.truncate(max);
-        hottest
+        let mut busy: Vec<_> = self.channels.iter_mut().filter_map(pace).collect();
+        busy.sort_unstable_by_key(|(pace, _)| std::cmp::Reverse(*pace));
+        let hot = |(_, id)| match self.channels.get_mut(&id)? {
+            Slot::Ready(channel) => Some(channel.hot(now_ms)),
+            Slot::Loading { .. } => None,
+        };
+        busy.into_iter().take(max).filter_map(hot).collect()
     }
 
     fn counts(&self) -> ShardCounts {

@@ -1,4 +1,4 @@
-//! The system's clock, read in one place, and times as people and programs read them.
+//! The system's clock, read in one place, one that another program drives, and times as people and programs read them.
 
 use std::{
     fs::File,

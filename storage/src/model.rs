@@ -348,17 +348,17 @@ impl CursorBatch {
 }
 
 /// How active a member is in a channel, as of a seq: the parts of a score. The one of the highest seq counts.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Activity {
     /// Where.
     pub channel: ChannelId,
     /// Who.
     pub user: UserId,
-    /// Logarithm of the fast counter.
-    pub fast: f32,
-    /// Logarithm of the slow counter.
-    pub slow: f32,
-    /// Seconds of the member's last act.
+    /// When the fast counter will have fallen to 1.
+    pub fast: u32,
+    /// When the slow counter will have fallen to 1.
+    pub slow: u32,
+    /// When the member last acted.
     pub acted: u32,
     /// The newest entry that is counted in it.
     pub seq: u64,

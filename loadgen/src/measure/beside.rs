@@ -1,4 +1,5 @@
-//! A thread that stands back behind the one that measures, with sessions of its own: what they cost to read is in nobody's times.
+//! What keeps the reader out of what is measured: a thread that stands back behind the one that measures, with sessions of its own, and
+//! looks at sockets that come by the clock.
 
 use std::{future::Future, pin::Pin, thread::JoinHandle, time::Duration};
 

@@ -1,4 +1,5 @@
-//! `hot-group`: one large group of which a few are active and most are passive, tiered beside untiered.
+//! `hot-group`: one large group of which a few are active and most are passive, tiered beside untiered; asked for otherwise, what grows
+//! with passive members or with messages, how soon an opened group is on screen, and what is left of it when its server is killed.
 
 mod figures;
 mod plan;

@@ -85,9 +85,14 @@ impl Pace {
 }
 
 impl Channel {
+    /// Entries a minute by now.
+    pub fn entries_per_min(&mut self, now_ms: u64) -> u64 {
+        self.pace.per_minute(now_ms)
+    }
+
     /// How busy it is.
     pub fn hot(&mut self, now_ms: u64) -> Hot {
-        let entries_per_min = self.pace.per_minute(now_ms);
+        let entries_per_min = self.entries_per_min(now_ms);
         Hot {
             channel: self.id(),
             name: self.row.name.clone(),

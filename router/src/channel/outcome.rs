@@ -198,7 +198,7 @@ impl Channel {
                 for user in users {
                     self.members.leave(*user, seq);
                     self.cursors.forget(*user);
-                    self.scores.forget(*user);
+                    self.scores.forget(&desk.context.config.activity, *user);
                     let mut state = self.state_for(*user, seq.saturating_sub(1), now_ms);
                     // What the channel is called or holds is no business of theirs any more.
                     state.head = seq;

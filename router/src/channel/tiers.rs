@@ -76,7 +76,7 @@ impl Channel {
             members: self.members.len(),
             is_muted: self.marks.get(user, MarkKind::Muted, now_ms).is_some(),
             unread: self.row.ordinal.saturating_sub(read),
-            all: self.scores.all(),
+            total: self.scores.total(),
         }
     }
 

@@ -20,9 +20,9 @@ const TIERS: [&str; 5] = ["visible", "active", "warm", "passive", "background"];
 pub async fn run(asker: Asker) -> Outcome<u8> {
     let status = asker.admin.get("/status").await?;
     let ready = status["ready"].as_bool() == Some(true);
-    let metrics = asker.admin.text("/metrics").await?;
+    let metrics = asker.admin.text("/metrics").await;
     let mut status = status;
-    status["fanout"] = fanout(&metrics);
+    status["fanout"] = metrics.as_deref().map_or(Value::Null, fanout);
     let shown = status.clone();
     asker.output.object("status", status, || {
         let count = |name: &str| shown[name].as_u64().unwrap_or(0);
@@ -53,6 +53,9 @@ pub async fn run(asker: Asker) -> Outcome<u8> {
             lines.push(format!("push     {}", super::push::line(&shown["push"])));
         }
         lines.extend(tiers(&shown));
+        if let Err(failure) = &metrics {
+            lines.push(format!("fan-out  not shown, /metrics cannot be had: {}", failure.what));
+        }
         let hottest = shown["hottest"].as_array().into_iter().flatten().map(hot);
         let hottest: Vec<String> = hottest.collect();
         if !hottest.is_empty() {

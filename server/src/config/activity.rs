@@ -35,6 +35,7 @@ pub fn settings(layers: &Layers) -> Settings {
         active: number("active_permille") / 1_000.0,
         warm: number("warm_permille") / 1_000.0,
         warm_of_mean: number("warm_of_mean_percent") / 100.0,
+        total_cap: number("total_cap"),
         exit: number("exit_percent") / 100.0,
         patience_s: number("patience_s"),
         ..Settings::default()

@@ -163,9 +163,15 @@ pub const KEYS: &[Key] = &[
         "groups of up to so many members have no tiers: everybody is active",
     ),
     key(
+        "activity.total_cap",
+        Kind::Number(1, 1_000_000),
+        "300",
+        "the average counts no more of one member's slow counter: one who never stops does not lift it for the others",
+    ),
+    key(
         "activity.warm_of_mean_percent",
         Kind::Number(0, 10_000),
-        "45",
+        "60",
         "a warm member also does at least so much of what members of the group do on average, in percent",
     ),
     key(

@@ -2,8 +2,8 @@
 CREATE TABLE activities (
     channel INTEGER NOT NULL,
     user INTEGER NOT NULL,
-    fast REAL NOT NULL,
-    slow REAL NOT NULL,
+    fast INTEGER NOT NULL,
+    slow INTEGER NOT NULL,
     acted INTEGER NOT NULL,
     seq INTEGER NOT NULL,
     PRIMARY KEY (channel, user)

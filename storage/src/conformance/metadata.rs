@@ -308,7 +308,7 @@ pub fn activities_follow_their_seq(stores: &Stores) {
         channel: ChannelId(1),
         user: UserId(7),
         fast,
-        slow: f32::NEG_INFINITY,
+        slow: 0,
         acted: u32::MAX,
         seq,
     };
@@ -316,11 +316,11 @@ pub fn activities_follow_their_seq(stores: &Stores) {
         let batch = CursorBatch { activities: vec![activity], ..CursorBatch::default() };
         stores.metadata.write_cursors(&batch).expect("written");
         let read = stores.metadata.activities(ChannelId(1)).expect("read");
-        (read[0].fast, read[0].seq, read[0].slow < -1e30, read[0].acted)
+        (read[0].fast, read[0].seq, read[0].slow, read[0].acted)
     };
-    assert_eq!(write(activity(97_312.4, 3)), (97_312.4, 3, true, u32::MAX));
-    assert_eq!(write(activity(1.0, 2)), (97_312.4, 3, true, u32::MAX), "older: an owner that was replaced");
-    assert_eq!(write(activity(-5.5, 3)), (-5.5, 3, true, u32::MAX));
+    assert_eq!(write(activity(u32::MAX, 3)), (u32::MAX, 3, 0, u32::MAX));
+    assert_eq!(write(activity(1, 2)), (u32::MAX, 3, 0, u32::MAX), "older: an owner that was replaced");
+    assert_eq!(write(activity(5, 3)), (5, 3, 0, u32::MAX));
     assert!(stores.metadata.activities(ChannelId(2)).expect("read").is_empty());
 }
 

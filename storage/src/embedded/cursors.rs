@@ -73,18 +73,13 @@ fn merge(connection: &Connection, batch: &CursorBatch) -> rusqlite::Result<()> {
         activities.execute((
             sql(activity.channel.0),
             sql(activity.user.0),
-            stored(activity.fast),
-            stored(activity.slow),
+            activity.fast,
+            activity.slow,
             activity.acted,
             sql(activity.seq),
         ))?;
     }
     Ok(())
-}
-
-/// SQLite has no infinities in a statement's values that it would not take for NULL.
-fn stored(logarithm: f32) -> f64 {
-    f64::from(logarithm.max(f32::MIN))
 }
 
 /// Raises a device's generation; a device never seen is made, so that it cannot come back with an old secret.
@@ -126,8 +121,8 @@ pub fn activities(connection: &Connection, channel: ChannelId) -> rusqlite::Resu
             Ok(Activity {
                 channel,
                 user: UserId(unsigned(row, 0)?),
-                fast: row.get::<_, f64>(1)? as f32,
-                slow: row.get::<_, f64>(2)? as f32,
+                fast: row.get(1)?,
+                slow: row.get(2)?,
                 acted: row.get(3)?,
                 seq: unsigned(row, 4)?,
             })

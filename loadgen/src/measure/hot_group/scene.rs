@@ -137,25 +137,11 @@ impl Scene {
 
     /// Has messages sent to a group by a schedule, and waits until everybody knows of all of them.
     pub async fn round(&mut self, group: usize, rate: f64, length: Duration) -> Result<Round> {
-        let messages = (rate * length.as_secs_f64()).round().max(1.0) as u64;
         self.count().await?;
-        self.front.with(|stage| stage.load.begin(group));
-        let began = async move |crowd: &mut Crowd<World>| {
-            crowd.with(|stage| stage.load.begin(group));
-            Ok(())
-        };
-        self.back.ask(began).await?;
+        self.begin(group).await?;
         let metrics = self.metrics().await?;
         let (before, began) = (self.server.cpu()?, Instant::now());
-        let from = began + Duration::from_millis(50);
-        for number in 0..messages {
-            let at = from + Duration::from_secs_f64(number as f64 / rate);
-            tokio::time::sleep_until(at.into()).await;
-            let sender = number as usize % self.plan.senders();
-            self.front.with(|stage| stage.load.send(sender, group, at));
-            self.front.wake(sender);
-        }
-        tokio::time::sleep_until((from + length).into()).await;
+        let messages = self.send_by_schedule(group, rate, length).await;
         let sent_ns: u64 = self.server.cpu()?.since(&before).values().sum();
         let cores = sent_ns as f64 / began.elapsed().as_nanos() as f64;
         tokio::time::sleep(LATE).await;
@@ -200,22 +186,15 @@ impl Scene {
         seed: Option<u64>,
     ) -> Result<(u64, Duration)> {
         self.set_killed(true).await?;
-        self.front.with(|stage| stage.load.begin(0));
-        let began = async move |crowd: &mut Crowd<World>| {
-            crowd.with(|stage| stage.load.begin(0));
-            Ok(())
-        };
-        self.back.ask(began).await?;
-        let messages = (rate * length.as_secs_f64()).round().max(1.0) as u64;
+        self.begin(0).await?;
+        let messages = planned(rate, length);
         let (mut killed, mut longest) = (0, Duration::ZERO);
         let mut from = Instant::now();
         for number in 0..messages {
             let at = from + Duration::from_secs_f64(1.0 / rate);
             tokio::time::sleep_until(at.into()).await;
             from = Instant::now();
-            let sender = number as usize % self.plan.senders();
-            self.front.with(|stage| stage.load.send(sender, 0, from));
-            self.front.wake(sender);
+            self.send(number, 0, from);
             if killed < kills && number >= (killed + 1) * messages / (kills + 1) {
                 let (before, since) = (self.sent[0].head(), Instant::now());
                 self.server.kill(seed.map(|seed| seed + killed)).await?;
@@ -264,11 +243,10 @@ impl Scene {
     /// Has messages sent as [`Self::round`] does while users of passive sessions open the group and leave it, `opens` a second. Gives what that
     /// took in microseconds.
     pub async fn opened_round(&mut self, rate: f64, length: Duration, opens: f64) -> Result<Histogram<u64>> {
-        self.front.with(|stage| stage.load.begin(0));
+        self.begin(0).await?;
         let back_count = self.plan.sessions - self.plan.front();
         // By two, so that it is those with the app on screen.
         let opening = async move |crowd: &mut Crowd<World>| {
-            crowd.with(|stage| stage.load.begin(0));
             let began = Instant::now();
             let count = (opens * length.as_secs_f64()) as usize;
             for number in 0..count {
@@ -295,16 +273,8 @@ impl Scene {
             })
         };
         let opened = self.back.ask(opening);
-        let messages = (rate * length.as_secs_f64()).round().max(1.0) as u64;
         let sending = async {
-            let from = Instant::now();
-            for number in 0..messages {
-                let at = from + Duration::from_secs_f64(number as f64 / rate);
-                tokio::time::sleep_until(at.into()).await;
-                let sender = number as usize % self.plan.senders();
-                self.front.with(|stage| stage.load.send(sender, 0, at));
-                self.front.wake(sender);
-            }
+            self.send_by_schedule(0, rate, length).await;
             let sent = &self.sent[0];
             let reached =
                 |stage: &Stage<World>| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved);
@@ -313,6 +283,35 @@ impl Scene {
         let (opened, sent) = tokio::join!(opened, sending);
         sent?;
         opened
+    }
+
+    /// Begins a round of a group everywhere.
+    async fn begin(&self, group: usize) -> Result<()> {
+        self.front.with(|stage| stage.load.begin(group));
+        let begin = async move |crowd: &mut Crowd<World>| {
+            crowd.with(|stage| stage.load.begin(group));
+            Ok(())
+        };
+        self.back.ask(begin).await
+    }
+
+    /// Has the message of that number sent that was meant to leave at `at`.
+    fn send(&self, number: u64, group: usize, at: Instant) {
+        let sender = number as usize % self.plan.senders();
+        self.front.with(|stage| stage.load.send(sender, group, at));
+        self.front.wake(sender);
+    }
+
+    /// Has messages sent whether others were answered or not, and gives their number when the time is over.
+    async fn send_by_schedule(&self, group: usize, rate: f64, length: Duration) -> u64 {
+        let (messages, from) = (planned(rate, length), Instant::now() + Duration::from_millis(50));
+        for number in 0..messages {
+            let at = from + Duration::from_secs_f64(number as f64 / rate);
+            tokio::time::sleep_until(at.into()).await;
+            self.send(number, group, at);
+        }
+        tokio::time::sleep_until((from + length).into()).await;
+        messages
     }
 
     /// Has all sessions count what they received: of frames that tell them nothing new nobody hears.
@@ -374,6 +373,11 @@ fn counted(mut stage: Stage<World>) -> (Deliveries, u64, u64) {
     let mut deliveries = stage.load.close();
     stage.add_to(&mut deliveries);
     (deliveries, stage.limited, stage.behind)
+}
+
+/// Messages of a round, at least one.
+fn planned(rate: f64, length: Duration) -> u64 {
+    (rate * length.as_secs_f64()).round().max(1.0) as u64
 }
 
 fn is_reached(stage: &Stage<World>) -> (bool, usize) {

@@ -1,7 +1,7 @@
 //! What rules would push to whom in a trace: members' activity with given settings, and the plain rule "whoever posted within so many
 //! days". Everybody's app is on screen and nobody opens a channel, as in the run.
 
-use fanfare_activity::{Act, Level, Member, Score, Settings, Shown, level};
+use fanfare_activity::{Act, Level, Member, Score, Settings, Shown, Total, level};
 use hashbrown::HashMap;
 use serde::Serialize;
 
@@ -38,7 +38,7 @@ struct Person {
 struct Channel {
     people: Vec<Person>,
     places: HashMap<u32, usize>,
-    all: Score,
+    total: Total,
     ordinal: u64,
 }
 
@@ -60,7 +60,7 @@ impl Channel {
             members: self.people.len(),
             is_muted: false,
             unread: self.ordinal,
-            all: self.all,
+            total: self.total,
         }
     }
 
@@ -79,8 +79,10 @@ impl Channel {
     }
 
     fn act(&mut self, settings: &Settings, place: usize, act: Act, now_ms: u64) {
-        self.people[place].score.act(settings, act, now_ms);
-        self.all.act(settings, act, now_ms);
+        let score = &mut self.people[place].score;
+        self.total.remove(settings, score);
+        score.act(settings, act, now_ms);
+        self.total.add(settings, score);
         self.look(settings, place, now_ms);
     }
 }
