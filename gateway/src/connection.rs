@@ -695,6 +695,7 @@ impl Connection {
                 }
             }
             Ok(Action::Auth { token }) => self.authenticate(shared, now_ms, &token, ups),
+            Ok(Action::Done) => {}
             Ok(Action::Closed) => {
                 self.end(shared);
                 self.begin_close(shared, now_ms, None);

@@ -86,6 +86,8 @@ pub struct Auth {
 pub struct Ping {
     #[prost(fixed64, tag = "1")]
     pub time_ms: u64,
+    #[prost(bool, tag = "2")]
+    pub quiet: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pong {

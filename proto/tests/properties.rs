@@ -161,7 +161,7 @@ proptest! {
             .zip(1..)
             .map(|(send, seq)| routed(FrameType::Send, 1, 0, 0, ChannelId(7), seq, send))
             .collect();
-        wanted.extend(times.iter().map(|&time_ms| short(FrameType::Ping, 0, &wire::Ping { time_ms })));
+        wanted.extend(times.iter().map(|&time_ms| short(FrameType::Ping, 0, &wire::Ping { time_ms, quiet: false })));
         let (frames, partial) = fed(&wanted.concat(), &lengths).unwrap();
         prop_assert!(!partial);
         prop_assert_eq!(frames.into_iter().map(|frame| frame.bytes).collect::<Vec<_>>(), wanted);

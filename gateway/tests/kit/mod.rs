@@ -97,7 +97,7 @@ pub fn hello(change: impl FnOnce(&mut wire::Hello)) -> Bytes {
 }
 
 pub fn ping(time_ms: u64) -> Bytes {
-    short(FrameType::Ping, class::CONTROL, &wire::Ping { time_ms })
+    short(FrameType::Ping, class::CONTROL, &wire::Ping { time_ms, quiet: false })
 }
 
 pub fn sync() -> Bytes {

@@ -56,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
                 session.replied(&answer);
             }
             Ok(Action::Hold) => assert!(session.is_restricted()),
-            Ok(Action::Pong { .. }) => {}
+            Ok(Action::Pong { .. } | Action::Done) => {}
             end @ (Ok(Action::Closed) | Err(_)) => {
                 if let Err(code) = end {
                     assert!(code.row().is_some());

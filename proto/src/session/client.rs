@@ -46,6 +46,8 @@ pub const PONG_TIME_MS: u64 = 15_000;
 /// A request without an answer for so long is followed by a PING: a connection that is dead without a word (QUIC, a lost
 /// network) should not wait for the heartbeat.
 pub const UNANSWERED_PING_MS: u64 = 5_000;
+/// So long before its time, and not within four fifths of [`limits::ACK_AFTER`], an ACK goes along with what the server sends.
+pub const ACK_ALONG_MS: u64 = 2_000;
 /// A heartbeat of which so much has passed goes along with a head that the server tells.
 pub const PING_ALONG_PERCENT: u64 = 55;
 /// An ACK rides with another frame at most once in so many milliseconds, so that busy senders stay within the rate
@@ -125,6 +127,8 @@ pub struct ClientSession {
 
     // Deadlines in the caller's milliseconds; NEVER where there is none.
     ack_at: u64,
+    /// From here on an ACK goes along with what the server sends.
+    ack_along_at: u64,
     receipt_at: u64,
     /// Next PING: at the heartbeat, or earlier to see whether a server that does not answer lives.
     ping_at: u64,
@@ -188,6 +192,7 @@ impl ClientSession {
             acked_at: 0,
             receipts: Vec::new(),
             ack_at: NEVER,
+            ack_along_at: NEVER,
             receipt_at: NEVER,
             ping_at: NEVER,
             heartbeat_at: NEVER,
@@ -268,11 +273,14 @@ impl ClientSession {
             }
         }
         if self.unacked_frames == 0 {
-            self.ack_at = now_ms + self.jittered(limits::ACK_AFTER.as_millis() as u64);
+            self.acknowledge_later(now_ms);
         }
         self.unacked_frames += 1;
         self.unacked_bytes += frame.bytes.len();
-        if self.unacked_frames >= limits::ACK_AFTER_FRAMES || self.unacked_bytes >= limits::ACK_AFTER_BYTES {
+        if self.unacked_frames >= limits::ACK_AFTER_FRAMES
+            || self.unacked_bytes >= limits::ACK_AFTER_BYTES
+            || now_ms >= self.ack_along_at
+        {
             self.acknowledge(now_ms);
         }
         sink(Event::Deliver(frame));
@@ -309,7 +317,7 @@ impl ClientSession {
             FrameType::Gap => self.head_moved(channel, &frame.decode()?, false, sink)?,
             FrameType::Notify => {
                 self.head_moved(channel, &frame.decode()?, self.is_tiered, sink)?;
-                self.ping_along(now_ms);
+                self.speak_along(now_ms);
             }
             FrameType::Page => {
                 let page: wire::Page = frame.decode()?;

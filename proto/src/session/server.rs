@@ -187,6 +187,8 @@ pub enum Action {
         /// The client's clock, repeated.
         time_ms: u64,
     },
+    /// Nothing more: it was heard.
+    Done,
     /// Check the token; then [`ServerSession::authenticated`], or close.
     Auth {
         /// At most [`limits::TOKEN_BYTES_MAX`].
@@ -292,7 +294,7 @@ impl ServerSession {
             Ping => {
                 self.ping(now_ms, policy)?;
                 let ping: wire::Ping = check::decode(frame)?;
-                return Ok(Action::Pong { time_ms: ping.time_ms });
+                return Ok(if ping.quiet { Action::Done } else { Action::Pong { time_ms: ping.time_ms } });
             }
             Close => return Ok(Action::Closed),
             Auth => {

@@ -35,7 +35,7 @@ fn send(number: u64, text: &str) -> Frame {
 }
 
 fn ping() -> Frame {
-    frame(frame::short(FrameType::Ping, class::CONTROL, &wire::Ping { time_ms: 5 }))
+    frame(frame::short(FrameType::Ping, class::CONTROL, &wire::Ping { time_ms: 5, quiet: false }))
 }
 
 fn state() -> Frame {
@@ -133,6 +133,18 @@ fn pings_beyond_their_burst_end_the_session() {
         assert_eq!(session.handle(0, &ping(), &POLICY, &mut sends), Ok(Action::Pong { time_ms: 5 }));
     }
     assert_eq!(session.handle(999, &ping(), &POLICY, &mut sends), Err(Code::PING_FLOOD));
+}
+
+#[test]
+fn a_quiet_ping_is_heard_and_counted_and_not_answered() {
+    let (mut session, mut sends) = open(0, u64::MAX);
+    let quiet = wire::Ping { time_ms: 5, quiet: true };
+    let quiet = frame(frame::short(FrameType::Ping, class::CONTROL, &quiet));
+    for _ in 0..10 {
+        assert_eq!(session.handle(700, &quiet, &POLICY, &mut sends), Ok(Action::Done));
+    }
+    assert_eq!(session.heard_ms(), 700);
+    assert_eq!(session.handle(701, &quiet, &POLICY, &mut sends), Err(Code::PING_FLOOD));
 }
 
 #[test]

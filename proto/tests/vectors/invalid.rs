@@ -61,7 +61,7 @@ fn raw(frame_type: FrameType, body: &[u8]) -> Vec<u8> {
 }
 
 fn ping() -> Bytes {
-    short(FrameType::Ping, 0, &wire::Ping { time_ms: TIME_MS })
+    short(FrameType::Ping, 0, &wire::Ping { time_ms: TIME_MS, quiet: false })
 }
 
 fn send(content: wire::send::Content) -> Bytes {

@@ -230,7 +230,8 @@ fn client_session(add: &mut dyn FnMut(&str, Bytes)) {
     };
     add("every field at its longest", short(Hello, 0, &every));
     add("token", short(Auth, 0, &wire::Auth { token: "eyJ.eyJ.c2ln".into(), ..Default::default() }));
-    add("usual", short(Ping, 0, &wire::Ping { time_ms: TIME_MS }));
+    add("usual", short(Ping, 0, &wire::Ping { time_ms: TIME_MS, quiet: false }));
+    add("quiet", short(Ping, 0, &wire::Ping { time_ms: TIME_MS, quiet: true }));
     add("empty body", short(Ping, 0, &wire::Ping::default()));
     let position = |channel, seq| wire::Position { channel, epoch: 1, seq };
     add(

@@ -80,7 +80,7 @@ pub fn hello(token: &str, device: u64) -> Bytes {
 }
 
 fn ping() -> Bytes {
-    frame::short(FrameType::Ping, 0, &wire::Ping { time_ms: MARK })
+    frame::short(FrameType::Ping, 0, &wire::Ping { time_ms: MARK, quiet: false })
 }
 
 impl Attempt {

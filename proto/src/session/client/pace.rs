@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{
-    ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX, PING_ALONG_PERCENT,
+    ACK_ALONG_MS, ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX, PING_ALONG_PERCENT,
     PONG_TIME_MS, Phase, UNANSWERED_PING_MS,
 };
 use crate::{
@@ -24,13 +24,21 @@ impl ClientSession {
             self.dirty.push(channel);
         }
         if self.ack_at == NEVER {
-            self.ack_at = now_ms + self.jittered(limits::ACK_AFTER.as_millis() as u64);
+            self.acknowledge_later(now_ms);
         }
+    }
+
+    /// An ACK is due in a while, and a little earlier if the server sends something then: the radio is awake.
+    pub(super) fn acknowledge_later(&mut self, now_ms: u64) {
+        let after_ms = limits::ACK_AFTER.as_millis() as u64;
+        self.ack_at = now_ms + self.jittered(after_ms);
+        self.ack_along_at = self.ack_at.saturating_sub(ACK_ALONG_MS).max(now_ms + after_ms * 4 / 5);
     }
 
     /// Queues ACKs for all positions that moved.
     pub(super) fn acknowledge(&mut self, now_ms: u64) {
-        (self.unacked_frames, self.unacked_bytes, self.ack_at) = (0, 0, NEVER);
+        (self.unacked_frames, self.unacked_bytes) = (0, 0);
+        (self.ack_at, self.ack_along_at) = (NEVER, NEVER);
         if self.dirty.is_empty() {
             return;
         }
@@ -107,24 +115,30 @@ impl ClientSession {
             self.ping_at = self.heartbeat_at;
         }
         if now_ms >= self.ping_at {
-            self.ping(now_ms);
+            self.ping(now_ms, false);
         }
     }
 
-    fn ping(&mut self, now_ms: u64) {
-        let ping = wire::Ping { time_ms: now_ms };
+    fn ping(&mut self, now_ms: u64, quiet: bool) {
+        let ping = wire::Ping { time_ms: now_ms, quiet };
         self.outgoing.push_back(frame::short(FrameType::Ping, class::CONTROL, &ping));
-        self.alive_by = self.alive_by.min(now_ms + PONG_TIME_MS);
+        if !quiet {
+            self.alive_by = self.alive_by.min(now_ms + PONG_TIME_MS);
+        }
         // Counted from here, should the transport be stuck and not take it.
         self.rest_until_ping(now_ms);
     }
 
-    /// The server told a head. A heartbeat that would be due before long goes now: a telephone's radio is awake, and so is the server's
-    /// thread, which the heartbeats of sessions that were told together reach together.
-    pub(super) fn ping_along(&mut self, now_ms: u64) {
+    /// The server told a head. What is nearly due goes now. A heartbeat that would be due before long goes now: a telephone's radio is awake, and so is the server's
+    /// thread, which the heartbeats of sessions that were told together reach together. It wants no answer where that would tell nothing
+    /// new: the server lives, and has confirmed all acknowledgements.
+    pub(super) fn speak_along(&mut self, now_ms: u64) {
+        if now_ms >= self.ack_along_at {
+            return self.acknowledge(now_ms);
+        }
         let is_due = now_ms >= self.rested_at + self.heartbeat_ms * PING_ALONG_PERCENT / 100;
         if self.phase == Phase::Open && self.alive_by == NEVER && is_due {
-            self.ping(now_ms);
+            self.ping(now_ms, self.device.acks_confirmed >= self.device.ack_number);
         }
     }
 

@@ -29,7 +29,7 @@ impl ClientSession {
             self.acknowledge(now_ms);
             positions.truncate(limits::REPEATED_MAX);
         } else if !self.dirty.is_empty() && self.ack_at == NEVER {
-            self.ack_at = now_ms + self.jittered(limits::ACK_AFTER.as_millis() as u64);
+            self.acknowledge_later(now_ms);
         }
         let sync = wire::Sync { positions, window, cursor: Default::default() };
         self.outgoing.push_back(frame::short(FrameType::Sync, class::CONTROL, &sync));

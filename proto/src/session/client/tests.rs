@@ -212,9 +212,20 @@ fn a_heartbeat_goes_along_with_a_head_when_more_than_half_of_it_has_passed() {
     bench.now += 1;
     bench.take(told(6)).unwrap();
     bench.take(told(7)).unwrap();
-    assert_eq!(bench.sent_types(), [FrameType::Ping]);
-    // The next one is counted from there.
+    let sent = bench.sent();
+    assert_eq!(sent.len(), 1);
+    assert!(sent[0].decode::<wire::Ping>().unwrap().quiet, "it lives, and there is nothing to confirm");
+    // The next one is counted from there, and nobody waits for an answer.
     assert!(bench.session.deadline().unwrap() > rested + heartbeat_ms * 5 / 4);
+    // With an acknowledgement that is not confirmed it asks.
+    bench.take(deliver(ROOM, 0, 1)).unwrap();
+    bench.wait(limits::ACK_AFTER.as_millis() as u64 * 6 / 5);
+    assert_eq!(bench.sent_types(), [FrameType::Ack]);
+    bench.now += heartbeat_ms * 3 / 4;
+    bench.take(told(8)).unwrap();
+    let sent = bench.sent();
+    assert!(!sent[0].decode::<wire::Ping>().unwrap().quiet);
+    assert_eq!(bench.session.deadline(), Some(bench.now + PONG_TIME_MS));
 }
 
 #[test]
@@ -236,12 +247,24 @@ fn acknowledgements_follow_frames_bytes_and_time() {
     let ack: wire::Ack = bench.sent()[0].decode().unwrap();
     assert_eq!((ack.number, ack.positions[0].seq), (2, 257));
 
+    // Shortly before its time it goes along with what comes, and begins anew.
+    bench.take(deliver(ROOM, 0, 258)).unwrap();
+    let due = bench.session.deadline().unwrap() - bench.now;
+    bench.now += 7_999;
+    bench.take(deliver(ROOM, 0, 259)).unwrap();
+    assert_eq!(bench.sent_types(), []);
+    bench.now += due - 7_999 - 1;
+    bench.take(deliver(ROOM, 0, 260)).unwrap();
+    let ack: wire::Ack = bench.sent()[0].decode().unwrap();
+    assert_eq!((ack.number, ack.positions[0].seq), (3, 260));
+    assert!(bench.session.deadline().unwrap() > bench.now + 8_000);
+
     // It rides with another frame.
     bench.wait(1_000);
-    bench.take(deliver(ROOM, 0, 258)).unwrap();
+    bench.take(deliver(ROOM, 0, 261)).unwrap();
     bench.session.typing(ROOM, false).unwrap();
     assert_eq!(bench.sent_types(), [FrameType::Typing, FrameType::Ack]);
-    bench.take(deliver(ROOM, 0, 259)).unwrap();
+    bench.take(deliver(ROOM, 0, 262)).unwrap();
     bench.session.typing(ROOM, false).unwrap();
     assert_eq!(bench.sent_types(), [FrameType::Typing], "but not with every one");
 }
