@@ -48,8 +48,9 @@ pub const PONG_TIME_MS: u64 = 15_000;
 pub const UNANSWERED_PING_MS: u64 = 5_000;
 /// So long before its time, and not within four fifths of [`limits::ACK_AFTER`], an ACK goes along with what the server sends.
 pub const ACK_ALONG_MS: u64 = 2_000;
-/// A heartbeat of which so much has passed goes along with a head that the server tells.
-pub const PING_ALONG_PERCENT: u64 = 55;
+/// A heartbeat of which so much has passed goes along with a head that the server tells: with each one where those come every 15 s, since
+/// with every second one half of the heartbeats would be due a little earlier, alone.
+pub const PING_ALONG_PERCENT: u64 = 45;
 /// An ACK rides with another frame at most once in so many milliseconds, so that busy senders stay within the rate
 /// of frames that are not sends.
 pub const ACK_RIDES_MS_MIN: u64 = 1_000;

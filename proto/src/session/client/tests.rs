@@ -200,7 +200,7 @@ fn a_gap_asks_for_fetch_and_live_goes_on_behind_it() {
 }
 
 #[test]
-fn a_heartbeat_goes_along_with_a_head_when_more_than_half_of_it_has_passed() {
+fn a_heartbeat_goes_along_with_a_head_when_nearly_half_of_it_has_passed() {
     let mut bench = Bench::open(0, 0);
     let told = |head| routed(FrameType::Notify, head, &Head { head, ..Default::default() });
     let heartbeat_ms = bench.session.heartbeat_ms;
