@@ -59,6 +59,9 @@ pub struct Worker {
     next_due: Instant,
 }
 
+/// Moments within [`SWEEP_EVERY`] at which shards are swept.
+const SWEEP_TURNS: u32 = 32;
+
 /// How many workers run the shards, on a machine with so many cores.
 pub fn count(cores: usize, shards: u16) -> usize {
     cores.clamp(1, usize::from(shards))
@@ -73,10 +76,11 @@ impl Worker {
             .into_iter()
             .map(|(number, shard)| Place { number, shard: Some(shard), is_touched: false, permits: 0 })
             .collect();
-        // Not all at the same moment: a sweep looks at all that a shard holds.
-        for (turn, place) in (0u32..).zip(&mut places) {
+        // Not all at the same moment, since a sweep looks at all that a shard holds; nor each at one of its own, since each wakes the thread.
+        for (place_at, place) in (0u32..).zip(&mut places) {
             if let Some(shard) = &mut place.shard {
-                shard.sweep_at(now + SWEEP_EVERY + SWEEP_EVERY * turn / count);
+                let turn = place_at * SWEEP_TURNS / count;
+                shard.sweep_at(now + SWEEP_EVERY + SWEEP_EVERY * turn / SWEEP_TURNS);
             }
         }
         Self { context, places, touched: Vec::new(), units: Vec::new(), pass: Pass::default(), next_due: now }
