@@ -55,7 +55,11 @@ fn since_epoch(now_ms: u64) -> f64 {
 
 /// What a counter is at `now_s` that will have fallen to 1 at `moment`.
 fn count(moment: u32, now_s: f64, half_life_s: f32) -> f64 {
-    if moment == 0 { 0.0 } else { ((f64::from(moment) / PARTS_PER_S - now_s) / f64::from(half_life_s)).exp2() }
+    if moment == 0 {
+        0.0
+    } else {
+        ((f64::from(moment) / PARTS_PER_S - now_s) / f64::from(half_life_s)).exp2()
+    }
 }
 
 /// When a counter will have fallen to 1 that is raised at `now_s`.

@@ -23,7 +23,8 @@ impl Total {
         let Some(one_s) = score.in_total(settings) else { return };
         let (less, more) = (self.until_s.min(one_s), self.until_s.max(one_s));
         let half_life_s = f64::from(settings.slow_half_life_s);
-        self.until_s = more + ((less - more) / half_life_s).exp2().ln_1p() / std::f64::consts::LN_2 * half_life_s;
+        self.until_s =
+            more + ((less - more) / half_life_s).exp2().ln_1p() / std::f64::consts::LN_2 * half_life_s;
     }
 
     /// Takes a member out that was counted in with this score.

@@ -39,7 +39,12 @@ pub struct Scores {
 
 impl Scores {
     /// Of members: as stored, and what the tail holds of entries that are not counted in that.
-    pub fn restore(settings: &Settings, rows: Vec<Activity>, tail: &Tail, is_member: impl Fn(UserId) -> bool) -> Self {
+    pub fn restore(
+        settings: &Settings,
+        rows: Vec<Activity>,
+        tail: &Tail,
+        is_member: impl Fn(UserId) -> bool,
+    ) -> Self {
         let mut scores = Self::default();
         let mut counted: HashMap<UserId, u64, RandomState> = HashMap::default();
         for Activity { user, fast, slow, acted, seq, .. } in rows {

@@ -638,7 +638,9 @@ impl Shard {
     fn hottest(&mut self, max: usize) -> Vec<Hot> {
         let now_ms = self.desk.context.now_ms();
         let pace = |(id, slot): (&ChannelId, &mut Slot)| match slot {
-            Slot::Ready(channel) => Some((channel.entries_per_min(now_ms), *id)).filter(|(pace, _)| *pace > 0),
+            Slot::Ready(channel) => {
+                Some((channel.entries_per_min(now_ms), *id)).filter(|(pace, _)| *pace > 0)
+            }
             Slot::Loading { .. } => None,
         };
         let mut busy: Vec<_> = self.channels.iter_mut().filter_map(pace).collect();

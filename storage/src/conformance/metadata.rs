@@ -304,14 +304,8 @@ pub fn cursors_are_maxima(stores: &Stores) {
 }
 
 pub fn activities_follow_their_seq(stores: &Stores) {
-    let activity = |fast, seq| Activity {
-        channel: ChannelId(1),
-        user: UserId(7),
-        fast,
-        slow: 0,
-        acted: u32::MAX,
-        seq,
-    };
+    let activity =
+        |fast, seq| Activity { channel: ChannelId(1), user: UserId(7), fast, slow: 0, acted: u32::MAX, seq };
     let write = |activity: Activity| {
         let batch = CursorBatch { activities: vec![activity], ..CursorBatch::default() };
         stores.metadata.write_cursors(&batch).expect("written");

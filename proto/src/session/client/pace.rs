@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{
-    ACK_ALONG_MS, ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX, PING_ALONG_PERCENT,
-    PONG_TIME_MS, Phase, UNANSWERED_PING_MS,
+    ACK_ALONG_MS, ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX,
+    PING_ALONG_PERCENT, PONG_TIME_MS, Phase, UNANSWERED_PING_MS,
 };
 use crate::{
     frame,
