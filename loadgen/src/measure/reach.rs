@@ -22,7 +22,7 @@ const PLACES_MAX: u64 = 1 << 20;
 /// Bytes of each message's text.
 const TEXT_BYTES: usize = 128;
 /// Entries asked for by one FETCH.
-const FETCH_MESSAGES: u32 = 100;
+pub const FETCH_MESSAGES: u32 = 100;
 
 /// What was sent to a channel, and what it looks like to those who have it. Shared by clones.
 #[derive(Clone)]
@@ -118,6 +118,15 @@ impl Sent {
             content: Some(send::Content::Message(wire::Message { text, ..Default::default() })),
         };
         session.send(self.channel(), &send, true)
+    }
+
+    /// Has a session fetch the newest entries behind a seq, up to another.
+    ///
+    /// # Errors
+    /// The session does not take it.
+    pub fn fetch(&self, session: &mut ClientSession, after: u64, to: u64) -> Result<u64, Code> {
+        let fetch = wire::Fetch { after, before: to + 1, messages_max: FETCH_MESSAGES, before_ms: 0 };
+        session.fetch(self.channel(), &fetch)
     }
 
     /// A message is about to leave that was meant to at `meant`.
@@ -343,9 +352,7 @@ impl Reach {
     /// The session does not take it.
     pub fn fetch(&self, member: usize, session: &mut ClientSession) -> Result<bool, Code> {
         let Some((first, last)) = self.missing(member).pop() else { return Ok(false) };
-        let fetch =
-            wire::Fetch { after: first - 1, before: last + 1, messages_max: FETCH_MESSAGES, before_ms: 0 };
-        session.fetch(self.sent.channel(), &fetch).map(|_| true)
+        self.sent.fetch(session, first - 1, last).map(|_| true)
     }
 
     /// How many sessions know of the newest acknowledged seq, and of how many.

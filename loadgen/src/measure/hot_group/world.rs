@@ -19,7 +19,7 @@ use crate::{
     measure::{
         crowd::Load,
         ledger::{Deliveries, refusal},
-        reach::{Reach, Sent},
+        reach::{FETCH_MESSAGES, Reach, Sent},
     },
 };
 
@@ -77,6 +77,8 @@ struct Seat {
     sends: VecDeque<(usize, Instant)>,
     /// Groups that it has read, up to a seq with its ordinal.
     reads: VecDeque<(usize, u64, u64)>,
+    /// Groups with a head that it was told of instead of being sent what leads there, which it fetches.
+    missed: Vec<(usize, u64)>,
     /// It fetches what it lacks.
     fetches: bool,
     fetching: bool,
@@ -341,6 +343,23 @@ impl World {
         }
     }
 
+    /// Who follows a group fetches what it was only told of, as a screen would: else the server counts it as behind, and sends from there
+    /// on when it comes back.
+    fn transmit_missed(&mut self, member: usize, session: &mut ClientSession) {
+        for (group, mut head) in std::mem::take(&mut self.seats[member].missed) {
+            let sent = self.groups[group].sent();
+            let held = session.log(sent.channel()).map_or(0, |log| log.position);
+            while head > held {
+                let after = held.max(head.saturating_sub(u64::from(FETCH_MESSAGES)));
+                if let Err(code) = sent.fetch(session, after, head) {
+                    self.refused.get_or_insert(format!("a FETCH could not be made: {code}"));
+                    return;
+                }
+                head = after;
+            }
+        }
+    }
+
     fn state(&self, member: usize) -> wire::State {
         let mut state = wire::State::default();
         match self.role(member) {
@@ -357,6 +376,10 @@ impl World {
     fn told(&mut self, member: usize, channel: ChannelId, head: u64, ordinal: Option<u64>) {
         let (role, now) = (self.role(member), Instant::now());
         let Some(group) = self.group_of(channel) else { return };
+        let follows = matches!(role, Role::Visible | Role::Active | Role::Warm);
+        if let Some(seat) = self.seats.get_mut(member).filter(|_| follows) {
+            seat.missed.push((group, head));
+        }
         let news = self.groups[group].named(member, head, ordinal);
         if group != self.group || role == Role::Absent || news.is_empty() {
             return;
@@ -453,6 +476,7 @@ impl Load for World {
                 self.in_flight.extract_if(|(of, _), _| *of == member).map(|(_, flight)| flight).collect();
             seat.again.extend(unanswered);
             (seat.has_said, seat.fetching, seat.counted) = (false, false, Received::default());
+            seat.missed.clear();
         }
         true
     }
@@ -481,6 +505,7 @@ impl Load for World {
             }
         }
         self.transmit_screen(member, session);
+        self.transmit_missed(member, session);
         self.transmit_fetch(member, session);
     }
 }
