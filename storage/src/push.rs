@@ -12,7 +12,7 @@ use crate::error::StoreError;
 pub enum PushKind {
     /// A message in a direct channel.
     Direct = 1,
-    /// A message that names the user.
+    /// A message that names the user. Of those that wait, the newest of a channel stands for all.
     Mention = 2,
     /// An answer to a message of the user's.
     Reply = 3,
@@ -23,6 +23,15 @@ pub enum PushKind {
 impl PushKind {
     /// All kinds.
     pub const ALL: [Self; 4] = [Self::Direct, Self::Mention, Self::Reply, Self::Group];
+    /// What is said to one person: it goes before [`Self::OTHERS`] that are due.
+    pub const FIRST: [Self; 2] = [Self::Direct, Self::Reply];
+    /// What one message may give for very many.
+    pub const OTHERS: [Self; 2] = [Self::Mention, Self::Group];
+
+    /// Whether it is one of [`Self::FIRST`].
+    pub fn is_first(self) -> bool {
+        Self::FIRST.contains(&self)
+    }
 
     /// The kind of that number.
     pub fn from_u8(value: u8) -> Option<Self> {
@@ -172,23 +181,33 @@ pub trait PushOutbox: Send + Sync + 'static {
     /// Takes pushes in, due at their `due_ms`. One whose key is known, in whatever state, changes nothing. Gives how many
     /// were new.
     ///
+    /// It leaves at most one mention of a user in a channel waiting, the newest by epoch and seq. A new one ends those before it
+    /// that wait, and is due at the soonest of their times and its own; it has its own attempts and age. One that is new while
+    /// a newer one waits has ended at once, and leaves that one as it is. What ends so ends at the `created_ms` of the push that
+    /// was put, also where it is being tried: whatever comes of that attempt changes nothing any more.
+    ///
     /// # Errors
     /// `Full`, `Unavailable`: nothing was changed; `Unknown`: repeat it; `SyncFailed`: the process must end.
     fn put(&self, pushes: &[Push]) -> Result<usize, StoreError>;
 
-    /// Those that wait and are due at `now_ms`, the longest due first, at most `limit`.
+    /// Those that wait and are due at `now_ms`, at most `limit`: [`PushKind::FIRST`], then [`PushKind::OTHERS`], of each the
+    /// longest due first. The first have three quarters of `limit`, rounded up, and the others the rest; what either does not
+    /// need is the other's.
     ///
     /// # Errors
     /// `Unavailable`, `Damaged`.
     fn due(&self, now_ms: u64, limit: usize) -> Result<Vec<Push>, StoreError>;
 
     /// What became of pushes. What was tried counts as an attempt, whatever came of it; keys that do not wait are passed over.
+    /// A [`PushKind::Group`] that was cancelled or is dead has told nobody: where it is what [`Self::told`] goes by, that is
+    /// forgotten, and the next message is told of.
     ///
     /// # Errors
     /// As of [`Self::put`].
     fn finish(&self, now_ms: u64, outcomes: &[(PushKey, PushOutcome)]) -> Result<(), StoreError>;
 
-    /// Cancels what waits for users who have caught up, in that channel up to that seq; gives how many.
+    /// Cancels what waits for users who have caught up, in that channel up to that seq; gives how many. [`Self::told`] stays:
+    /// they have been there since.
     ///
     /// # Errors
     /// As of [`Self::put`].
@@ -207,13 +226,14 @@ pub trait PushOutbox: Send + Sync + 'static {
     fn dead(&self, limit: usize) -> Result<Vec<Push>, StoreError>;
 
     /// Has pushes that were given up wait again, due now, with their attempts and age counted anew; all of them without a
-    /// key. Gives how many.
+    /// key. Gives how many. Mentions may wait beside each other then, until a newer one is put; [`Self::told`] stays.
     ///
     /// # Errors
     /// As of [`Self::put`].
     fn replay(&self, now_ms: u64, key: Option<PushKey>) -> Result<usize, StoreError>;
 
-    /// When each of these users was last told of the channel as a whole ([`PushKind::Group`]), where that was, Unix milliseconds.
+    /// When the newest push that tells of the channel as a whole ([`PushKind::Group`]) was put for each of these users, where
+    /// there is one that was not dropped ([`Self::finish`]); Unix milliseconds.
     ///
     /// # Errors
     /// As of [`Self::due`].

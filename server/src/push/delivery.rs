@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{clock, history, webhook_keys::Signer};
 
-/// Pushes taken out of the outbox at once.
+/// Pushes taken out of the outbox at once, beside those under way.
 const TAKEN_MAX: usize = 256;
 /// Between two looks at an outbox in which nothing was due.
 const IDLE: Duration = Duration::from_millis(500);
@@ -114,8 +114,7 @@ impl Delivery<'_> {
         let now_ms = clock::now_ms();
         let due =
             retried(self.shared, "the push outbox", move |shared| shared.outbox.due(now_ms, limit)).await;
-        let mut due: Vec<Push> = due.into_iter().filter(|push| !self.held.contains(&push.key)).collect();
-        due.truncate(TAKEN_MAX);
+        let due: Vec<Push> = due.into_iter().filter(|push| !self.held.contains(&push.key)).collect();
         if due.is_empty() {
             self.look_at = Instant::now() + IDLE;
             return;
@@ -134,7 +133,8 @@ impl Delivery<'_> {
             let count = retried(self.shared, "the push outbox", cancel).await;
             self.shared.meter.cancelled(count);
         }
-        self.ready.make_contiguous().sort_by_key(|ready| ready.push.due_ms);
+        // In the order of the outbox: no more are taken before all of these are under way, so the others have their share.
+        self.ready.make_contiguous().sort_by_key(|ready| (!ready.push.kind.is_first(), ready.push.due_ms));
         self.note(outcomes).await;
     }
 

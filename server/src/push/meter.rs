@@ -29,7 +29,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// New pushes were put.
+    /// New pushes were put. Mentions among them end others, or end at once: that the next count knows.
     pub fn put(&self, new: usize) {
         self.counts.lock().waiting += new as u64;
         counter!("fanfare_push_put_total").increment(new as u64);
@@ -54,7 +54,7 @@ impl Meter {
         gauge!("fanfare_push_lag_records").set(records as f64);
     }
 
-    /// What became of a push.
+    /// What became of a push, also of a mention that a newer one ended while it was under way.
     pub fn outcome(&self, outcome: &PushOutcome) {
         let result = match outcome {
             PushOutcome::Delivered => {

@@ -17,7 +17,13 @@ CREATE TABLE pushes (
 
 CREATE INDEX pushes_due ON pushes (state, due_ms, created_ms);
 
--- The newest push of the kind that stands for a whole absence.
+-- What is due, each kind in its order.
+CREATE INDEX pushes_next ON pushes (kind, due_ms) WHERE state = 0;
+
+-- The mentions that wait, of which each user and channel has one.
+CREATE INDEX pushes_mentions ON pushes (user, channel) WHERE state = 0 AND kind = 2;
+
+-- The newest push of the kind that stands for a whole absence, unless it was dropped.
 CREATE TABLE absences (
     channel INTEGER NOT NULL,
     user INTEGER NOT NULL,

@@ -2,7 +2,7 @@
 
 use fanfare_proto::{ChannelId, MessageId, UserId};
 
-use crate::push::{ERROR_BYTES_MAX, Push, PushCounts, PushKey, PushKind, PushOutbox, PushOutcome};
+use crate::push::{ERROR_BYTES_MAX, Push, PushCounts, PushKey, PushKind, PushOutbox, PushOutcome, PushState};
 
 /// The channel of all of these.
 const CHANNEL: ChannelId = ChannelId(9);
@@ -41,6 +41,59 @@ pub fn a_push_is_put_once(outbox: &dyn PushOutbox) {
     assert_eq!(outbox.put(&again).expect("put"), 0);
     assert_eq!(outbox.due(99, 9).expect("read"), []);
     assert_eq!(outbox.counts().expect("read"), PushCounts { waiting: 0, oldest_ms: 0, dead: 1 });
+    the_newest_mention_waits_for_all(outbox);
+}
+
+/// Goes on where nothing waits. Users from 20 on are its own.
+fn the_newest_mention_waits_for_all(outbox: &dyn PushOutbox) {
+    let mention = |user, seq, due_ms| Push { kind: PushKind::Mention, ..push(user, seq, due_ms) };
+    let put = |pushes: &[Push]| outbox.put(pushes).expect("put");
+    let waiting = || -> Vec<(u64, u64, u64)> {
+        let due = outbox.due(999, 99).expect("read");
+        due.iter().map(|push| (push.key.user.0, push.key.seq, push.due_ms)).collect()
+    };
+    let of_user = |user| -> Vec<(u32, u64, u64, PushState)> {
+        let kept = outbox.of_user(UserId(user), 99).expect("read");
+        kept.iter().map(|(push, state)| (push.key.epoch, push.key.seq, push.due_ms, *state)).collect()
+    };
+    // Of other kinds, users and channels each stays.
+    let elsewhere =
+        Push { key: PushKey { channel: ChannelId(10), ..push(20, 1, 0).key }, ..mention(20, 1, 58) };
+    let answer = Push { kind: PushKind::Reply, ..push(20, 4, 72) };
+    let of_group = Push { kind: PushKind::Group, ..push(20, 3, 59) };
+    let (one, two) = (mention(20, 5, 50), mention(20, 6, 60));
+    let others = [mention(21, 5, 55), elsewhere, push(20, 2, 71), answer, of_group];
+    assert_eq!(put(&[one.clone(), two.clone()]), 2);
+    assert_eq!(put(&others), 5);
+    let wanted = [(20, 2, 71), (20, 4, 72), (20, 6, 50), (21, 5, 55), (20, 1, 58), (20, 3, 59)];
+    assert_eq!(waiting(), wanted, "the newest at the soonest of their times");
+    // The log is read again, from before what was put: nothing revives, and nothing newer ends.
+    let older = mention(20, 1, 10);
+    assert_eq!(put(&[one.clone(), two]), 0);
+    assert_eq!(put(&[older.clone(), one.clone()]), 1);
+    assert_eq!(put(&[older]), 0);
+    assert_eq!(waiting(), wanted);
+    // An attempt that was under way changes nothing.
+    finish(outbox, 90, &one, PushOutcome::Retry { due_ms: 1, error: "late".to_owned() });
+    assert_eq!(waiting(), wanted);
+    // The epoch goes before the seq.
+    let three = Push { key: PushKey { epoch: 2, ..push(20, 1, 0).key }, ..mention(20, 1, 80) };
+    assert_eq!(put(&[three.clone(), mention(20, 9, 85)]), 2);
+    assert_eq!(waiting()[2], (20, 1, 50));
+    let mut ended = of_user(20);
+    ended.retain(|(.., state)| *state == PushState::Ended);
+    let ended: Vec<_> = ended.into_iter().map(|(_, seq, due_ms, _)| (seq, due_ms)).collect();
+    assert_eq!(ended, [(1, 10), (5, 60), (6, 80), (9, 85)], "when the other was put");
+    // Its own time is the soonest.
+    assert_eq!(put(&[mention(21, 6, 20)]), 1);
+    assert_eq!(waiting()[2], (21, 6, 20));
+    // What does not wait ends nothing, and is not ended.
+    finish(outbox, 90, &three, PushOutcome::Delivered);
+    finish(outbox, 90, &mention(21, 6, 20), PushOutcome::Dead { error: "no".to_owned() });
+    assert_eq!(put(&[mention(20, 7, 91), mention(21, 7, 92), mention(21, 5, 1)]), 2);
+    assert_eq!(waiting()[4..], [(20, 7, 91), (21, 7, 92)]);
+    let kept = [(1, 5, 20, PushState::Ended), (1, 6, 90, PushState::Dead), (1, 7, 92, PushState::Waiting)];
+    assert_eq!(of_user(21), kept);
 }
 
 pub fn what_is_due_comes_in_order(outbox: &dyn PushOutbox) {
@@ -52,7 +105,25 @@ pub fn what_is_due_comes_in_order(outbox: &dyn PushOutbox) {
     assert_eq!(due(10, 9), [(1, 1)]);
     assert_eq!(due(40, 9), [(1, 1), (3, 1), (4, 1), (2, 1)]);
     assert_eq!(due(99, 2), [(1, 1), (3, 1)]);
+    assert_eq!(due(99, 4), [(1, 1), (3, 1), (4, 1), (2, 1)], "nobody else needs a share");
     assert_eq!(outbox.counts().expect("read"), PushCounts { waiting: 5, oldest_ms: 10, dead: 0 });
+    // What is said to one person goes before what is due longer, and leaves the others a quarter.
+    let mut more: Vec<Push> = (11..=18).map(|user| push(user, 1, user - 10)).collect();
+    for (other, kind) in more.iter_mut().zip(PushKind::OTHERS.into_iter().cycle()) {
+        other.kind = kind;
+    }
+    more.push(Push { kind: PushKind::Reply, ..push(20, 1, 5) });
+    assert_eq!(outbox.put(&more).expect("put"), 9);
+    let first: [(u64, u64); 6] = [(20, 1), (1, 1), (3, 1), (4, 1), (2, 1), (0, 1)];
+    let others: Vec<(u64, u64)> = (11..=18).map(|user| (user, 1)).collect();
+    let shared = |count: usize, rest: usize| [&first[..count], &others[..rest]].concat();
+    assert_eq!(due(99, 1), shared(1, 0));
+    assert_eq!(due(99, 4), shared(3, 1));
+    assert_eq!(due(99, 8), shared(6, 2));
+    assert_eq!(due(99, 12), shared(6, 6), "what the first do not need");
+    assert_eq!(due(99, 99), shared(6, 8));
+    assert_eq!(due(5, 4), shared(1, 3), "of the first one is due");
+    assert_eq!(due(4, 9), shared(0, 4));
 }
 
 pub fn a_failed_push_waits(outbox: &dyn PushOutbox) {
@@ -126,6 +197,27 @@ pub fn an_absence_is_told_of(outbox: &dyn PushOutbox) {
     outbox.put(&[of_group(1, 7, 40)]).expect("put");
     assert_eq!(told(&[1]), [(UserId(1), 40)]);
     assert_eq!(outbox.told(ChannelId(10), &[UserId(1)]).expect("read"), []);
+    // What is tried again may tell of it yet; what has ended, or is not the newest, takes nothing back.
+    let dead = || PushOutcome::Dead { error: "no".to_owned() };
+    finish(outbox, 45, &of_group(1, 7, 40), PushOutcome::Retry { due_ms: 46, error: "busy".to_owned() });
+    finish(outbox, 46, &of_group(1, 7, 40), PushOutcome::Postponed { due_ms: 47 });
+    finish(outbox, 47, &of_group(1, 1, 10), PushOutcome::Cancelled);
+    outbox.put(&[of_group(3, 2, 40)]).expect("put");
+    finish(outbox, 47, &of_group(3, 1, 15), dead());
+    assert_eq!(told(&[1, 3]), [(UserId(1), 40), (UserId(3), 40)]);
+    // Nor does what tells of something else.
+    outbox.put(&[push(1, 8, 40)]).expect("put");
+    finish(outbox, 48, &push(1, 8, 40), dead());
+    assert_eq!(told(&[1]), [(UserId(1), 40)]);
+    // Dropped: nobody was told, and the next message is told of.
+    finish(outbox, 50, &of_group(1, 7, 40), PushOutcome::Cancelled);
+    finish(outbox, 50, &of_group(3, 2, 40), dead());
+    assert_eq!(told(&[1, 3]), []);
+    outbox.put(&[of_group(1, 9, 60)]).expect("put");
+    assert_eq!(told(&[1, 3]), [(UserId(1), 60)]);
+    // Nothing more comes of what was dropped.
+    finish(outbox, 70, &of_group(1, 7, 60), PushOutcome::Cancelled);
+    assert_eq!(told(&[1]), [(UserId(1), 60)]);
 }
 
 pub fn what_ended_is_forgotten(outbox: &dyn PushOutbox) {

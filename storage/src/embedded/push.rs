@@ -90,6 +90,49 @@ fn shortened(error: &str) -> &str {
     &error[..error.floor_char_boundary(ERROR_BYTES_MAX)]
 }
 
+// As statements and the index of mentions have them: a partial index is taken for literals alone.
+const _: () = assert!(PushKind::Mention as u8 == 2 && PushKind::Group as u8 == 4);
+
+/// A key as statements have it.
+const fn place_of(key: PushKey) -> (i64, i64, u32, i64) {
+    (sql(key.user.0), sql(key.channel.0), key.epoch, sql(key.seq))
+}
+
+/// Has a mention that was inserted wait for all of its user and channel that wait, or end where a newer one does.
+fn merge_mentions(connection: &Connection, push: &Push) -> rusqlite::Result<()> {
+    let place = place_of(push.key);
+    let (user, channel, epoch, seq) = place;
+    let (has_newer, due_ms) = connection
+        .prepare_cached(
+            "SELECT max((epoch, seq) > (?3, ?4)), min(due_ms) FROM pushes INDEXED BY pushes_mentions
+             WHERE user = ?1 AND channel = ?2 AND state = 0 AND kind = 2 AND (epoch, seq) <> (?3, ?4)",
+        )?
+        .query_row(place, |row| Ok((row.get::<_, Option<bool>>(0)?, row.get::<_, Option<i64>>(1)?)))?;
+    // Both are null where no other waits.
+    let (Some(has_newer), Some(due_ms)) = (has_newer, due_ms) else { return Ok(()) };
+    let put_ms = sql(push.created_ms);
+    if has_newer {
+        connection
+            .prepare_cached(
+                "UPDATE pushes SET state = 1, due_ms = ?5 WHERE user = ?1 AND channel = ?2 AND epoch = ?3 AND seq = ?4",
+            )?
+            .execute((user, channel, epoch, seq, put_ms))?;
+        return Ok(());
+    }
+    connection
+        .prepare_cached(
+            "UPDATE pushes INDEXED BY pushes_mentions SET state = 1, due_ms = ?5
+             WHERE user = ?1 AND channel = ?2 AND state = 0 AND kind = 2 AND (epoch, seq) < (?3, ?4)",
+        )?
+        .execute((user, channel, epoch, seq, put_ms))?;
+    connection
+        .prepare_cached(
+            "UPDATE pushes SET due_ms = min(due_ms, ?5) WHERE user = ?1 AND channel = ?2 AND epoch = ?3 AND seq = ?4",
+        )?
+        .execute((user, channel, epoch, seq, due_ms))?;
+    Ok(())
+}
+
 impl PushOutbox for SqlitePushes {
     fn put(&self, pushes: &[Push]) -> Result<usize, StoreError> {
         if pushes.is_empty() {
@@ -105,7 +148,8 @@ impl PushOutbox for SqlitePushes {
                  ON CONFLICT DO UPDATE SET pushed_ms = max(pushed_ms, excluded.pushed_ms)",
             )?;
             let mut new = 0;
-            for Push { key, kind, sender, message_id, created_ms, due_ms, .. } in pushes {
+            for push in pushes {
+                let Push { key, kind, sender, message_id, created_ms, due_ms, .. } = push;
                 let inserted = insert.execute((
                     sql(key.user.0),
                     sql(key.channel.0),
@@ -117,8 +161,15 @@ impl PushOutbox for SqlitePushes {
                     sql(*created_ms),
                     sql(*due_ms),
                 ))?;
-                if inserted > 0 && *kind == PushKind::Group {
-                    told.execute((sql(key.channel.0), sql(key.user.0), sql(*created_ms)))?;
+                if inserted == 0 {
+                    continue;
+                }
+                match kind {
+                    PushKind::Mention => merge_mentions(connection, push)?,
+                    PushKind::Group => {
+                        told.execute((sql(key.channel.0), sql(key.user.0), sql(*created_ms)))?;
+                    }
+                    PushKind::Direct | PushKind::Reply => {}
                 }
                 new += inserted;
             }
@@ -128,12 +179,25 @@ impl PushOutbox for SqlitePushes {
 
     fn due(&self, now_ms: u64, limit: usize) -> Result<Vec<Push>, StoreError> {
         self.database.read(|connection| {
-            connection
-                .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM pushes WHERE state = 0 AND due_ms <= ? ORDER BY due_ms LIMIT ?"
-                ))?
-                .query_map((sql(now_ms), limit_of(limit)), push_of)?
-                .collect()
+            // Two ranges of the index, side by side: however many are due, none are sorted.
+            let mut query = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM pushes INDEXED BY pushes_next
+                 WHERE state = 0 AND kind = ?1 AND due_ms <= ?3
+                 UNION ALL
+                 SELECT {COLUMNS} FROM pushes INDEXED BY pushes_next
+                 WHERE state = 0 AND kind = ?2 AND due_ms <= ?3
+                 ORDER BY due_ms LIMIT ?4"
+            ))?;
+            let mut due = |kinds: [PushKind; 2]| -> rusqlite::Result<Vec<Push>> {
+                let [one, other] = kinds.map(|kind| kind as u8);
+                query.query_map((one, other, sql(now_ms), limit_of(limit)), push_of)?.collect()
+            };
+            let (mut first, mut others) = (due(PushKind::FIRST)?, due(PushKind::OTHERS)?);
+            let share = limit - limit / 4;
+            first.truncate(share.max(limit - others.len()));
+            others.truncate(limit - first.len());
+            first.append(&mut others);
+            Ok(first)
         })
     }
 
@@ -146,7 +210,16 @@ impl PushOutbox for SqlitePushes {
                 "UPDATE pushes SET state = ?1, due_ms = ?2, attempts = attempts + ?3, error = iif(?4 = '', error, ?4)
                  WHERE user = ?5 AND channel = ?6 AND epoch = ?7 AND seq = ?8 AND state = 0",
             )?;
+            let mut untold = connection.prepare_cached(
+                "DELETE FROM absences WHERE user = ?1 AND channel = ?2 AND pushed_ms =
+                 (SELECT created_ms FROM pushes
+                  WHERE user = ?1 AND channel = ?2 AND epoch = ?3 AND seq = ?4 AND kind = 4 AND state = 0)",
+            )?;
             for (key, outcome) in outcomes {
+                if matches!(outcome, PushOutcome::Cancelled | PushOutcome::Dead { .. }) {
+                    // Only while the row still waits, so before it is set.
+                    untold.execute(place_of(*key))?;
+                }
                 let (state, due_ms, attempts, error) = match outcome {
                     PushOutcome::Delivered => (ENDED, now_ms, 1, ""),
                     PushOutcome::Cancelled => (ENDED, now_ms, 0, ""),
