@@ -38,6 +38,8 @@ pub const SILENT_MS: u32 = 38_000;
 const SCAN_MS: u64 = 2_500;
 /// The engine itself was not called for so long: gateways may have been kept from speaking, too.
 const STALL_MS: u64 = 5_000;
+/// The last seen of one who stays is written again where somebody was there so long after it was written last.
+const WRITE_AGAIN_MS: u64 = 600_000;
 
 /// The clocks of one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -91,6 +93,8 @@ pub struct Counts {
     pub watchers: usize,
     /// Users on their lists, each time they are.
     pub watched: usize,
+    /// Users on lists that wait for their time.
+    pub lists_waiting: usize,
     /// Last seens that wait to be written.
     pub writes_waiting: usize,
 }
@@ -148,9 +152,7 @@ impl Engine {
 
     /// A session is over.
     pub fn down(&mut self, now: Now, origin: &Origin, silent_ms: u32) {
-        if let Some(watcher) = self.by_session.remove(&(origin.gateway, origin.handle)) {
-            self.end_watcher(watcher);
-        }
+        self.end_session((origin.gateway, origin.handle));
         let Some(&at) = self.by_user.get(&origin.user) else { return };
         // Between two heartbeats it was there until it ended.
         let silent_ms = if silent_ms >= SILENT_MS { u64::from(silent_ms) } else { 0 };
@@ -210,6 +212,22 @@ impl Engine {
             self.people[at].gone_ms = None;
             self.change(at);
         }
+        if !silent {
+            self.stays(now, at, &origin, silent_ms);
+        }
+    }
+
+    /// Has the last seen of one who stays written now and then: after a kill it is when he was there, not when he came.
+    fn stays(&mut self, now: Now, at: usize, origin: &Origin, silent_ms: u32) {
+        let person = &mut self.people[at];
+        let Some(session) = person.session(origin) else { return };
+        let there_ms = session.there_ms(now).min(now.ms.saturating_sub(u64::from(silent_ms)));
+        // One that was never written waits for it.
+        let is_old = person.written_ms.is_some_and(|written| there_ms >= written + WRITE_AGAIN_MS);
+        if is_old && !self.writes.is_busy() {
+            person.seen(now.unix_ms.saturating_sub(now.ms.saturating_sub(there_ms)));
+            self.write(now, at);
+        }
     }
 
     /// Looks at the person again when the next of its sessions may count as away.
@@ -263,6 +281,7 @@ impl Engine {
         }
         self.expire(now);
         self.ticked_ms = now.ms;
+        self.look_due(now);
         while let Some((_, user)) = self.leaving.pop_front_if(|(due, _)| *due <= now.ms) {
             if let Some(&at) = self.by_user.get(&user) {
                 self.change(at);
@@ -331,9 +350,7 @@ impl Engine {
                 self.forget_idle(at);
             }
             for key in ended {
-                if let Some(watcher) = self.by_session.remove(&key) {
-                    self.end_watcher(watcher);
-                }
+                self.end_session(key);
             }
         }
     }
@@ -399,7 +416,16 @@ impl Engine {
             people: self.people.len(),
             watchers: self.watching.watchers(),
             watched: self.watching.watched(),
+            lists_waiting: self.watching.waiting(),
             writes_waiting: self.writes.waiting(),
+        }
+    }
+
+    /// What the session watched, and the list that waits, are nobody's any more.
+    fn end_session(&mut self, key: (GatewayId, Handle)) {
+        self.watching.forget(key);
+        if let Some(watcher) = self.by_session.remove(&key) {
+            self.end_watcher(watcher);
         }
     }
 

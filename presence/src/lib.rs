@@ -3,6 +3,7 @@
 //!
 //! - [`engine`]: the rules, pure: sessions, status, watch lists, what is to be told and written; takes `now`.
 //! - `queue`: the way from gateways, in memory; a broker's may take its place.
+//! - `quota`: how often users choose who may see them.
 //! - [`rules`]: who may see whom.
 //! - `service`: the thread that drives the engine, with the stores and the gateways' downlinks.
 //!
@@ -11,6 +12,7 @@
 pub mod engine;
 mod meter;
 mod queue;
+mod quota;
 pub mod rules;
 mod service;
 

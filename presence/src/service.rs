@@ -24,6 +24,7 @@ use crate::{
     engine::{Device, Engine, Now, Seen, Status, Told, Verdict},
     meter::{self, Meters},
     queue::Queue,
+    quota::Quota,
     rules::{Audience, Rules, Stores},
 };
 
@@ -41,8 +42,6 @@ const WRITE_MS: u64 = 1_000;
 const ROWS_MAX: usize = 256;
 /// Questions that may wait.
 const ASKS_MAX: usize = 1_024;
-/// Audiences that are written in a second: each is a commit of its own.
-const AUDIENCES_PER_S: u32 = 50;
 
 /// How a user stands, as somebody who asks is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,7 +108,7 @@ impl Presence {
             gateways: HashMap::new(),
             meters: Meters::new(),
             started,
-            audiences: (0, 0),
+            audiences: Quota::default(),
             write_ms: 0,
         };
         let thread = std::thread::Builder::new().name("presence".into()).spawn(move || work.run())?;
@@ -186,7 +185,8 @@ impl Presence {
     /// `NO_SUCH_USER`, `RETRY_LATER`.
     pub async fn show_to(&self, user: UserId, audience: Audience) -> Result<(), Code> {
         let stores = self.stores.clone();
-        let write = tokio::task::spawn_blocking(move || write_audience(&stores, user, audience)).await;
+        let write =
+            tokio::task::spawn_blocking(move || write_audience(&stores, user, audience, || true)).await;
         write.map_err(|_| Code::INTERNAL)??;
         self.recheck(user).await
     }
@@ -230,18 +230,27 @@ fn now(started: Instant) -> Now {
     Now { ms: started.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as u64 }
 }
 
-/// Gives whether it was another before.
-fn write_audience(stores: &Stores, user: UserId, audience: Audience) -> Result<(), Code> {
+/// Writes it where it was another before, if it `may` change then; gives whether it was.
+fn write_audience(
+    stores: &Stores,
+    user: UserId,
+    audience: Audience,
+    may: impl FnOnce() -> bool,
+) -> Result<bool, Code> {
     let failed = |error| {
         tracing::warn!(%error, "who may see a user cannot be written");
         Code::RETRY_LATER
     };
     let row = stores.metadata.user(user).map_err(failed)?.ok_or(Code::NO_SUCH_USER)?;
-    if Audience::of(&row) != audience {
-        let (set, clear) = audience.flags();
-        stores.accounts.change_flags(user, set, clear).map_err(failed)?;
+    if Audience::of(&row) == audience {
+        return Ok(false);
     }
-    Ok(())
+    if !may() {
+        return Err(Code::RETRY_LATER);
+    }
+    let (set, clear) = audience.flags();
+    stores.accounts.change_flags(user, set, clear).map_err(failed)?;
+    Ok(true)
 }
 
 /// A gateway as the thread knows it.
@@ -261,8 +270,8 @@ struct Work {
     gateways: HashMap<GatewayId, Gateway>,
     meters: Meters,
     started: Instant,
-    /// The second, and the audiences written in it.
-    audiences: (u64, u32),
+    /// Of the audiences that frames change.
+    audiences: Quota,
     /// When last seens are written next.
     write_ms: u64,
 }
@@ -326,16 +335,11 @@ impl Work {
         let Some(audience) = Audience::from_wire(presence.audience) else {
             return self.engine.watch(now, origin, presence.watch.into_iter().map(UserId).collect());
         };
-        let second = now.ms / 1_000;
-        if self.audiences.0 != second {
-            self.audiences = (second, 0);
+        let may = || self.audiences.take(now.ms, origin.user);
+        // One that says what it is already costs those who watch nothing.
+        if write_audience(&self.stores, origin.user, audience, may)? {
+            self.engine.recheck(origin.user);
         }
-        if self.audiences.1 >= AUDIENCES_PER_S {
-            return Err(Code::RETRY_LATER);
-        }
-        self.audiences.1 += 1;
-        write_audience(&self.stores, origin.user, audience)?;
-        self.engine.recheck(origin.user);
         let answer = wire::Presence { audience: audience.to_wire().into(), ..Default::default() };
         let answer = frame::routed(FrameType::Presence, class::CONTROL, 0, 0, ChannelId(0), 0, &answer);
         self.send(&origin, answer);

@@ -16,6 +16,8 @@ use proptest::prelude::*;
 /// Unix time at the start.
 const EPOCH_MS: u64 = 1_800_000_000_000;
 const STEP_MS: u64 = 250;
+/// Of a session's lists one is taken in so long.
+const LIST_MS: u64 = 500;
 
 fn at(ms: u64) -> Now {
     Now { ms, unix_ms: EPOCH_MS + ms }
@@ -48,6 +50,8 @@ struct World {
     live: BTreeMap<u32, Live>,
     hidden: HashSet<(u64, u64)>,
     lists: HashMap<u32, Vec<u64>>,
+    /// Those before, by session: until when they may still be in force.
+    lists_before: HashMap<u32, Vec<(u64, Vec<u64>)>>,
     views: HashMap<(u32, u64), Option<Seen>>,
     /// Frames that are lost: of each session every so many.
     lost: Option<u64>,
@@ -64,6 +68,7 @@ impl World {
             live: BTreeMap::new(),
             hidden: HashSet::new(),
             lists: HashMap::new(),
+            lists_before: HashMap::new(),
             views: HashMap::new(),
             lost: None,
             counts: HashMap::new(),
@@ -88,6 +93,7 @@ impl World {
         let silent_ms = live.dead_ms.map_or(0, |dead| (self.now_ms - dead) as u32);
         self.engine.down(self.now(), &origin(live.user, number), silent_ms);
         self.lists.remove(&number);
+        self.lists_before.remove(&number);
         self.views.retain(|(session, _), _| *session != number);
     }
 
@@ -106,7 +112,9 @@ impl World {
         let list = users.iter().map(|user| UserId(*user)).collect();
         self.engine.watch(self.now(), origin(live.user, number), list).expect("there is room");
         self.views.retain(|(session, user), _| *session != number || users.contains(user));
-        self.lists.insert(number, users);
+        if let Some(before) = self.lists.insert(number, users) {
+            self.lists_before.entry(number).or_default().push((self.now_ms + LIST_MS, before));
+        }
     }
 
     /// A quarter of a second passes, and everything is done that is due.
@@ -149,9 +157,15 @@ impl World {
                 continue;
             }
             let list = self.lists.get(&number).expect("who is told watches");
+            let before = self.lists_before.get(&number);
             for (user, seen) in told.users {
-                assert!(list.contains(&user.0), "{user} is not watched by {number}");
-                self.views.insert((number, user.0), seen);
+                if list.contains(&user.0) {
+                    self.views.insert((number, user.0), seen);
+                    continue;
+                }
+                let was_watched = |(until, list): &(u64, Vec<u64>)| now.ms < *until && list.contains(&user.0);
+                let was_watched = before.is_some_and(|lists| lists.iter().any(was_watched));
+                assert!(was_watched, "{user} is not watched by {number}");
             }
         }
         for (user, seen_ms) in self.engine.poll_writes(now) {
@@ -423,13 +437,100 @@ fn what_waits_at_the_end_is_written() {
 fn lists_have_bounds_and_an_owner() {
     let mut world = World::new(Config { watched_max: 3, ..Config::default() });
     world.up(1, 1);
-    let watch = |engine: &mut Engine, number, users: u64| {
-        engine.watch(at(0), origin(1, number), (1..=users).map(UserId).collect())
+    let watch = |engine: &mut Engine, ms, number, users: u64| {
+        engine.watch(at(ms), origin(1, number), (1..=users).map(UserId).collect())
     };
-    assert_eq!(watch(&mut world.engine, 1, 4), Err(Code::BAD_FIELD));
-    assert_eq!(watch(&mut world.engine, 1, 3), Ok(()));
-    assert_eq!(watch(&mut world.engine, 2, 1), Err(Code::RETRY_LATER), "there is no such session");
+    assert_eq!(watch(&mut world.engine, 0, 1, 4), Err(Code::BAD_FIELD));
+    assert_eq!(watch(&mut world.engine, 0, 1, 3), Ok(()));
+    assert_eq!(watch(&mut world.engine, 0, 2, 1), Err(Code::RETRY_LATER), "there is no such session");
     assert_eq!((world.engine.counts().watchers, world.engine.counts().watched), (1, 3));
-    assert_eq!(watch(&mut world.engine, 1, 0), Ok(()));
+    assert_eq!(watch(&mut world.engine, LIST_MS, 1, 0), Ok(()));
     assert_eq!((world.engine.counts().watchers, world.engine.counts().watched), (0, 0));
+    assert_eq!(watch(&mut world.engine, LIST_MS + 1, 1, 3), Ok(()));
+    assert_eq!(world.engine.counts().watchers, 0, "an empty list between two is one, too");
+}
+
+#[test]
+fn of_lists_that_come_fast_one_is_looked_at_in_half_a_second_and_the_last_stays() {
+    let mut engine = Engine::new(Config::default(), at(0));
+    engine.up(at(0), origin(1, 1));
+    let mut asked = Vec::new();
+    // As many as a client may send in two seconds, each of another user; and then no more.
+    for number in 0..60 {
+        let now = at(number * 50);
+        if number < 40 {
+            let list = vec![UserId(100 + number)];
+            assert_eq!(engine.watch(now, origin(1, 1), list), Ok(()), "none is refused");
+        }
+        engine.tick(now);
+        while let Some(check) = engine.next_check(true) {
+            asked.push((now.ms, check.user.0));
+            engine.checked(&check, Verdict::Shown(0));
+        }
+        assert!(engine.counts().lists_waiting <= 1, "one waits at a time");
+    }
+    assert_eq!(asked, [(0, 100), (500, 110), (1_000, 120), (1_500, 130), (2_000, 139)]);
+    let told = engine.poll_told(at(3_000), usize::MAX, |_| true);
+    let told: Vec<UserId> = told.iter().flat_map(|told| &told.users).map(|(user, _)| *user).collect();
+    assert_eq!(told, [UserId(139)]);
+    let counts = engine.counts();
+    assert_eq!((counts.watchers, counts.watched, counts.lists_waiting), (1, 1, 0));
+}
+
+#[test]
+fn a_session_that_ends_forgets_the_list_that_waits() {
+    let mut engine = Engine::new(Config::default(), at(0));
+    engine.up(at(0), origin(1, 1));
+    assert_eq!(engine.watch(at(0), origin(1, 1), vec![UserId(2)]), Ok(()));
+    assert_eq!(engine.watch(at(100), origin(1, 1), vec![UserId(3), UserId(4)]), Ok(()));
+    let counts = engine.counts();
+    assert_eq!((counts.watched, counts.lists_waiting), (1, 2));
+    engine.down(at(200), &origin(1, 1), 0);
+    // One that comes at once is held up by nothing of it.
+    engine.up(at(300), origin(1, 1));
+    let counts = engine.counts();
+    assert_eq!((counts.watchers, counts.watched, counts.lists_waiting), (0, 0, 0));
+    assert_eq!(engine.watch(at(300), origin(1, 1), vec![UserId(5)]), Ok(()));
+    for ms in [300, 500, 800, 1_000] {
+        engine.tick(at(ms));
+        let asked = std::iter::from_fn(|| engine.next_check(true)).map(|check| check.user.0);
+        let asked: Vec<u64> = asked.collect();
+        assert_eq!(asked, if ms == 300 { vec![5] } else { Vec::new() }, "at {ms}");
+    }
+}
+
+#[test]
+fn the_last_seen_of_one_who_stays_is_written_again() {
+    let mut world = World::new(Config::default());
+    world.up(1, 1);
+    world.up(2, 2);
+    world.pass(60_000);
+    world.show(2, false);
+    world.pass(3_540_000);
+    let rows = &world.written[&1];
+    for pair in rows.windows(2) {
+        let passed_ms = pair[1].0 - pair[0].0;
+        assert!((600_000..=660_000).contains(&passed_ms), "after {passed_ms} ms");
+    }
+    for (now_ms, seen_ms) in rows {
+        let late_ms = EPOCH_MS + now_ms - seen_ms;
+        assert!(late_ms <= 60_000, "{late_ms} ms after it was so");
+    }
+    let unwritten_ms = world.now_ms - rows.last().expect("it was written").0;
+    assert!(unwritten_ms <= 660_000, "for {unwritten_ms} ms nothing was written");
+    assert_eq!(world.written[&2].len(), 1, "in the background nobody is there");
+}
+
+#[test]
+fn those_who_stay_do_not_hold_up_those_who_leave() {
+    // In ten minutes 600 can be written.
+    let mut world = World::new(Config { writes_per_s: 1, ..Config::default() });
+    for user in 1..=1_000 {
+        world.up(user, u64::from(user));
+    }
+    world.pass(2_000_000);
+    world.down(7);
+    let gone_ms = EPOCH_MS + world.now_ms;
+    world.pass(120_000);
+    assert_eq!(world.written[&7].last().map(|(_, seen_ms)| *seen_ms), Some(gone_ms));
 }

@@ -97,14 +97,26 @@ impl House {
     }
 
     fn told(&self, user: u64) -> Vec<wire::Presence> {
+        let frames = self.frames(user);
+        let frames = frames.iter().filter(|frame| frame.frame_type() == FrameType::Presence);
+        frames.map(|frame| frame.decode().expect("decodes")).collect()
+    }
+
+    /// How many of its frames were answered each way: done, and not.
+    fn answers(&self, user: u64) -> (usize, usize) {
+        let done = self.told(user).iter().filter(|told| told.users.is_empty()).count();
+        let frames = self.frames(user);
+        let failed = frames.iter().filter(|frame| frame.frame_type() == FrameType::Error);
+        let failed = failed.map(|frame| frame.decode::<wire::Error>().expect("decodes"));
+        let failed = failed.inspect(|error| assert_eq!(error.code, u32::from(Code::RETRY_LATER.0)));
+        (done, failed.count())
+    }
+
+    fn frames(&self, user: u64) -> Vec<Frame> {
         let told = self.sessions.0.lock();
         let frames = told.iter().filter(|(handle, _)| *handle == origin(user).handle);
         let frames = frames.flat_map(|(_, frames)| Frame::iter(frames.clone()));
-        let frames = frames.map(|frame| frame.expect("whole"));
-        frames
-            .filter(|frame| frame.frame_type() == FrameType::Presence)
-            .map(|frame| frame.decode().expect("decodes"))
-            .collect()
+        frames.map(|frame| frame.expect("whole")).collect()
     }
 
     fn list(&self, user: u64, channel: u64, seq: u64, listed: bool) {
@@ -273,6 +285,42 @@ async fn an_audience_is_set_over_the_wire_and_stays() {
     let row = house.embedded.metadata.user(UserId(2)).expect("read").expect("there");
     assert_ne!(row.flags & User::BOT, 0, "other flags stay");
     house.presence.clone().shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_keeps_others_from_choosing_their_audience() {
+    let house = House::new(5);
+    for user in 1..=5 {
+        house.up(user);
+        house.watch(user, vec![user]);
+        house.until("it is told", |house| !house.view(user).is_empty());
+    }
+    let choose = |user, audience: wire::Audience| {
+        house.say(user, &wire::Presence { audience: audience.into(), ..Default::default() });
+    };
+    // Three say again and again what is so already.
+    for _ in 0..100 {
+        (1..=3).for_each(|user| choose(user, wire::Audience::SharedChannels));
+    }
+    // One changes its mind with every frame: so often, and not more.
+    for number in 0..10 {
+        let even = number % 2 == 0;
+        choose(4, if even { wire::Audience::Nobody } else { wire::Audience::Everyone });
+    }
+    choose(5, wire::Audience::Nobody);
+    house.until("all are answered", |house| {
+        (1..=5).map(|user| house.answers(user)).map(|(done, failed)| done + failed).sum::<usize>() == 311
+    });
+    for user in 1..=3 {
+        assert_eq!(house.answers(user), (100, 0), "{user}: what changes nothing is not counted");
+    }
+    // Those refused where the row stood so already were answered as done.
+    let (done, failed) = house.answers(4);
+    assert_eq!((done, failed), (7, 3));
+    assert_eq!(house.presence.audience(UserId(4)).await, Ok(Audience::Nobody));
+    assert_eq!(house.answers(5), (1, 0), "the last is served as well");
+    assert_eq!(house.presence.audience(UserId(5)).await, Ok(Audience::Nobody));
+    house.presence.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

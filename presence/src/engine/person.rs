@@ -63,12 +63,17 @@ impl Session {
         }
     }
 
-    /// When somebody was last there to look at it, Unix milliseconds.
-    pub fn seen_ms(&self, now: Now) -> u64 {
+    /// When somebody was last there to look at it.
+    pub fn there_ms(&self, now: Now) -> u64 {
         match self.foreground {
-            Some(false) => now.unix_ms.saturating_sub(now.ms.saturating_sub(self.background_ms)),
-            _ => now.unix_ms,
+            Some(false) => self.background_ms,
+            _ => now.ms,
         }
+    }
+
+    /// The same in Unix milliseconds.
+    pub fn seen_ms(&self, now: Now) -> u64 {
+        now.unix_ms.saturating_sub(now.ms.saturating_sub(self.there_ms(now)))
     }
 }
 

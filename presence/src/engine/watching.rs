@@ -1,15 +1,22 @@
-//! Watch lists: who may see whom is asked of the caller, changes are gathered for each session and told at a pace, and
-//! what was told is told again later, as it may have been lost on the way.
+//! Watch lists: each session's are taken at a pace, who may see whom is asked of the caller, changes are gathered for each
+//! session and told at a pace, and what was told is told again later, as it may have been lost on the way.
 
 use std::collections::VecDeque;
 
-use fanfare_proto::{Code, UserId, link::Origin};
+use fanfare_proto::{
+    Code, UserId,
+    link::{GatewayId, Handle, Origin},
+};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use slab::Slab;
 
 use super::{Engine, Now, Seen, Status};
 
-/// Users on all lists, each time they are.
+/// Users on all lists, those that wait too, each time they are.
 const WATCHED_MAX: usize = 4_000_000;
+/// Of each session one list is looked at in so long: all on it are asked about anew.
+const LIST_MS: u64 = 500;
 /// What was told is told again so long after,
 const REPEAT_MS: u64 = 20_000;
 /// and so often.
@@ -91,6 +98,16 @@ enum Checks {
     Again,
 }
 
+/// A session whose list was looked at a moment ago.
+#[derive(Debug)]
+struct Pace {
+    origin: Origin,
+    /// When the next may be.
+    due_ms: u64,
+    /// The newest that came meanwhile.
+    next: Option<Vec<UserId>>,
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Watching {
@@ -104,8 +121,13 @@ pub struct Watching {
     /// Ascending.
     repeats: VecDeque<(u64, usize, u64)>,
     rechecks: VecDeque<(u64, usize, u64)>,
+    paces: HashMap<(GatewayId, Handle), Pace, RandomState>,
+    /// When the time of each has come; ascending. One that is not of that time any more is void.
+    paced: VecDeque<(u64, (GatewayId, Handle))>,
     numbers: u64,
     watched: usize,
+    /// Users on lists that wait.
+    waiting: usize,
 }
 
 impl Watching {
@@ -115,6 +137,23 @@ impl Watching {
 
     pub fn watched(&self) -> usize {
         self.watched
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Takes the list of a session that waits.
+    fn take_next(&mut self, key: (GatewayId, Handle)) -> Option<Vec<UserId>> {
+        let users = self.paces.get_mut(&key)?.next.take()?;
+        self.waiting -= users.len();
+        Some(users)
+    }
+
+    /// The session is over.
+    pub fn forget(&mut self, key: (GatewayId, Handle)) {
+        self.take_next(key);
+        self.paces.remove(&key);
     }
 
     /// Takes a watcher away.
@@ -154,7 +193,8 @@ impl Watching {
 }
 
 impl Engine {
-    /// A session watches these users in place of those before; whoever may be seen is told as he stands.
+    /// A session watches these users in place of those before; whoever may be seen is told as he stands. Within 500 ms of its
+    /// last list this one waits, in place of another that does; the last list stays in force until then.
     ///
     /// # Errors
     /// `BAD_FIELD` beyond the bound of a session, `RETRY_LATER` beyond that of all or where the session is not known; the
@@ -166,8 +206,13 @@ impl Engine {
             return Err(Code::BAD_FIELD);
         }
         let key = (origin.gateway, origin.handle);
-        let before = self.by_session.get(&key).map_or(0, |at| self.watching.watchers[*at].targets.len());
-        if self.watching.watched - before + users.len() > WATCHED_MAX {
+        let pace = self.watching.paces.get(&key);
+        let waits = pace.is_some_and(|pace| now.ms < pace.due_ms);
+        let next = pace.and_then(|pace| pace.next.as_ref()).map_or(0, Vec::len);
+        let old = self.by_session.get(&key).map_or(0, |at| self.watching.watchers[*at].targets.len());
+        // A list that waits counts as well, and so finds room when its time comes.
+        let replaced = if waits { next } else { next + old };
+        if self.watching.watched + self.watching.waiting - replaced + users.len() > WATCHED_MAX {
             return Err(Code::RETRY_LATER);
         }
         // The list of a session that is not there would never be taken away again.
@@ -175,11 +220,42 @@ impl Engine {
         if !known.is_some_and(|person| person.sessions.iter().any(|session| session.is(&origin))) {
             return Err(Code::RETRY_LATER);
         }
+        self.watching.take_next(key);
+        match self.watching.paces.get_mut(&key) {
+            Some(pace) if waits => {
+                self.watching.waiting += users.len();
+                pace.next = Some(users);
+            }
+            _ => self.look(now, origin, &users),
+        }
+        Ok(())
+    }
+
+    /// Looks at the lists whose time has come.
+    pub(super) fn look_due(&mut self, now: Now) {
+        while let Some((due_ms, key)) = self.watching.paced.pop_front_if(|(due, _)| *due <= now.ms) {
+            let Some(pace) = self.watching.paces.get(&key).filter(|pace| pace.due_ms == due_ms) else {
+                continue;
+            };
+            let origin = pace.origin;
+            match self.watching.take_next(key) {
+                Some(users) => self.look(now, origin, &users),
+                None => drop(self.watching.paces.remove(&key)),
+            }
+        }
+    }
+
+    /// Puts a list in the place of the one before.
+    fn look(&mut self, now: Now, origin: Origin, users: &[UserId]) {
+        let key = (origin.gateway, origin.handle);
+        let due_ms = now.ms + LIST_MS;
+        self.watching.paces.insert(key, Pace { origin, due_ms, next: None });
+        self.watching.paced.push_back((due_ms, key));
         let old = self.by_session.remove(&key);
         let next_ms = old.map_or(now.ms, |at| self.watching.watchers[at].next_ms);
         if !users.is_empty() {
             let people: Vec<usize> = users.iter().map(|user| self.person(*user)).collect();
-            let targets = people.iter().zip(&users).map(|(person, user)| Target {
+            let targets = people.iter().zip(users).map(|(person, user)| Target {
                 person: *person,
                 user: *user,
                 allowed: None,
@@ -214,7 +290,6 @@ impl Engine {
         if let Some(old) = old {
             self.end_watcher(old);
         }
-        Ok(())
     }
 
     /// The next question to be answered by [`Self::checked`]; those that were answered before only where `again`.

@@ -80,6 +80,11 @@ impl Writes {
     pub fn waiting(&self) -> usize {
         self.waiting
     }
+
+    /// Whether as much waits as goes into an interval: what can wait for another time should, so that others are not held up.
+    pub fn is_busy(&self) -> bool {
+        self.waiting as u64 * 1_000 >= self.per_s * self.every_ms
+    }
 }
 
 /// A place in the interval that is the user's own: neighbours' are far from each other.

@@ -98,6 +98,7 @@ mod tests {
                     "fanfare_store_",
                     "fanfare_http_",
                     "fanfare_push_",
+                    "fanfare_presence_",
                 ];
                 if name && ours.iter().any(|prefix| part.len() > prefix.len() && part.starts_with(prefix)) {
                     found.push(part.to_owned());
@@ -111,7 +112,7 @@ mod tests {
         let described = described();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut found = Vec::new();
-        for package in ["gateway", "router", "storage", "server"] {
+        for package in ["gateway", "router", "storage", "presence", "server"] {
             named(&root.join(package).join("src"), &mut found);
         }
         assert!(found.len() > 40, "only {} names in the sources", found.len());
