@@ -13,6 +13,13 @@ pub const EPOCH_S: u64 = 1_735_689_600;
 /// minutes by less than 0.01 %.
 const PARTS_PER_S: f64 = 8.0;
 
+/// What others do to a member lifts its counters no further than this: two messages of its own. Otherwise anybody could make members
+/// active for days by naming them again and again.
+const NAMED_MAX: f64 = 16.0;
+
+/// More half-lives ahead than any counter comes: who has such a moment had it from a clock that was wrong.
+const HALF_LIVES_MAX: f64 = 40.0;
+
 /// What a member does, or others do to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Act {
@@ -55,16 +62,18 @@ fn since_epoch(now_ms: u64) -> f64 {
 
 /// What a counter is at `now_s` that will have fallen to 1 at `moment`.
 fn count(moment: u32, now_s: f64, half_life_s: f32) -> f64 {
-    if moment == 0 {
-        0.0
-    } else {
-        ((f64::from(moment) / PARTS_PER_S - now_s) / f64::from(half_life_s)).exp2()
-    }
+    if moment == 0 { 0.0 } else { half_lives(moment, now_s, half_life_s).exp2() }
 }
 
-/// When a counter will have fallen to 1 that is raised at `now_s`.
-fn raised(moment: u32, now_s: f64, half_life_s: f32, weight: f32) -> u32 {
-    let raised = count(moment, now_s, half_life_s) + f64::from(weight);
+/// How many half-lives it takes from `now_s` to that moment.
+fn half_lives(moment: u32, now_s: f64, half_life_s: f32) -> f64 {
+    (f64::from(moment) / PARTS_PER_S - now_s) / f64::from(half_life_s)
+}
+
+/// When a counter will have fallen to 1 that is raised at `now_s`, by an act that lifts it to `most` at the most.
+fn raised(moment: u32, now_s: f64, half_life_s: f32, weight: f32, most: f64) -> u32 {
+    let before = count(moment, now_s, half_life_s);
+    let raised = (before + f64::from(weight)).min(most.max(before));
     let until_s = now_s + raised.log2() * f64::from(half_life_s);
     ((until_s * PARTS_PER_S).round() as u32).max(1)
 }
@@ -73,6 +82,18 @@ impl Score {
     /// From its parts, as [`Self::parts`] gave them.
     pub fn of_parts((fast, slow, acted): (u32, u32, u32)) -> Self {
         Self { fast, slow, acted }
+    }
+
+    /// Without what a clock that was ahead of `now_ms` has left in it, which would count for as long as that clock was ahead.
+    pub fn sound(self, settings: &Settings, now_ms: u64) -> Self {
+        let now = since_epoch(now_ms);
+        let is_sound = |moment, half_life_s| half_lives(moment, now, half_life_s) <= HALF_LIVES_MAX;
+        let of = |moment, half_life_s| if is_sound(moment, half_life_s) { moment } else { 0 };
+        Self {
+            fast: of(self.fast, settings.fast_half_life_s),
+            slow: of(self.slow, settings.slow_half_life_s),
+            acted: self.acted.min(now as u32),
+        }
     }
 
     /// When fast and slow counter will have fallen to 1 (eighths of a second since [`EPOCH_S`]) and when the member last acted
@@ -89,9 +110,10 @@ impl Score {
     /// Counts an act at `now_ms`, Unix milliseconds; acts may come in any order.
     pub fn act(&mut self, settings: &Settings, act: Act, now_ms: u64) {
         let (now, weight) = (since_epoch(now_ms), settings.weight(act));
+        let most = if act == Act::Named { NAMED_MAX } else { f64::INFINITY };
         if weight > 0.0 {
-            self.fast = raised(self.fast, now, settings.fast_half_life_s, weight);
-            self.slow = raised(self.slow, now, settings.slow_half_life_s, weight);
+            self.fast = raised(self.fast, now, settings.fast_half_life_s, weight, most);
+            self.slow = raised(self.slow, now, settings.slow_half_life_s, weight, most);
         }
         if act != Act::Named {
             self.acted = self.acted.max(now as u32);
@@ -134,11 +156,5 @@ impl Score {
         }
         let own_s = f64::from(self.slow) / PARTS_PER_S;
         (total.falls_of(settings, own_s) * members as f64) as f32
-    }
-
-    /// Whether nothing is left of it that could make a difference: it may be forgotten.
-    pub fn is_spent(&self, settings: &Settings, now_ms: u64) -> bool {
-        let (fast, slow) = self.counts(settings, now_ms);
-        fast < 1e-3 && slow < 1e-3
     }
 }

@@ -41,8 +41,11 @@ proptest! {
             let gap = *gap as f64 / 1_000.0;
             fast *= 0.5f64.powf(gap / f64::from(settings.fast_half_life_s));
             slow *= 0.5f64.powf(gap / f64::from(settings.slow_half_life_s));
-            fast += f64::from(settings.weight(*act));
-            slow += f64::from(settings.weight(*act));
+            for count in [&mut fast, &mut slow] {
+                // What others do lifts it to 16 at the most.
+                let most = if *act == Act::Named { count.max(16.0) } else { f64::INFINITY };
+                *count = (*count + f64::from(settings.weight(*act))).min(most);
+            }
         }
         prop_assert_eq!(at, now);
         let counts = score.counts(&settings, now);
@@ -173,7 +176,6 @@ fn scores_of_the_table() {
     let now = (EPOCH_S + 86_400 * 400) * 1_000;
     let mut score = Score::default();
     assert_eq!(score.base(&settings, now, 0), 0.0);
-    assert!(score.is_spent(&settings, now));
     score.act(&settings, Act::Send, now);
     // sat(8) = 1/2 in both.
     assert!((score.base(&settings, now, 0) - 0.5).abs() < 0.01);
@@ -221,4 +223,53 @@ fn a_flood_takes_nobody_out() {
     let before = total;
     total.add(&settings, &named);
     assert_eq!(total, before);
+}
+
+/// Whatever one member says of another takes it no further than two messages of its own would, and the mean of the others neither.
+#[test]
+fn naming_a_member_without_end_makes_it_active_for_minutes_and_lifts_nobody_else() {
+    let settings = Settings::default();
+    let now = (EPOCH_S + 86_400 * 400) * 1_000;
+    for members in [17, 20, 30] {
+        let mut named = Score::default();
+        let mut quiet = Score::default();
+        quiet.act(&settings, Act::Send, now);
+        named.act(&settings, Act::Send, now);
+        for second in 0..3_600 {
+            named.act(&settings, Act::Named, now + second * 1_000);
+        }
+        let at = now + 3_600_000;
+        assert!(named.counts(&settings, at).1 <= 16.0);
+        let mut total = Total::default();
+        total.add(&settings, &named);
+        (1..members).for_each(|_| total.add(&settings, &quiet));
+        let of = |score: &Score| {
+            level(
+                &settings,
+                score,
+                &Member { total, members, ..member(Shown::Foreground) },
+                Level::Passive,
+                at,
+            )
+        };
+        assert_eq!((of(&named), of(&quiet)), (Level::Active, Level::Warm), "{members} members");
+        let later = at + 3_600_000;
+        let named = Member { total, members, ..member(Shown::Foreground) }.score(&settings, &named, later);
+        assert!(named < settings.active, "{named}");
+    }
+}
+
+#[test]
+fn what_a_clock_left_that_was_ahead_does_not_count() {
+    let settings = Settings::default();
+    let now = (EPOCH_S + 86_400 * 400) * 1_000;
+    let mut score = Score::default();
+    score.act(&settings, Act::Send, now);
+    let before = score;
+    score.act(&settings, Act::Send, now + 365 * 86_400_000);
+    assert!(score.base(&settings, now, 0) > 0.99);
+    let sound = score.sound(&settings, now);
+    assert_eq!(sound.counts(&settings, now), (0.0, 0.0));
+    assert_eq!(sound.acted_ms(), now);
+    assert_eq!(before.sound(&settings, now), before);
 }

@@ -5,7 +5,8 @@
 //! or all at once when they are the most.
 //!
 //! Frames that may wait ([`Later`]) go to a channel's members in slices, from the end of its list: who has not been given them yet stands
-//! before a mark, and whoever is taken out or changes its tier leaves that part first. So each gets what was meant for it, once.
+//! before a mark, and whoever is taken out or changes its tier leaves that part first. So each gets what was meant for it, once. There may be
+//! such frames for one tier beside others for another one, each with its mark: nobody waits for them.
 
 use fanfare_proto::{
     ids::ChannelId,
@@ -45,13 +46,32 @@ impl Member {
     }
 }
 
-/// Frames on their way to a channel's members.
+/// Tiers that may have frames on their way at the same time.
+const LATERS_MAX: usize = 3;
+
+/// Frames on their way to a channel's members, by the first tier that they are for.
+#[derive(Debug)]
+struct Laters<F>([Option<Later<F>>; LATERS_MAX]);
+
+impl<F> Default for Laters<F> {
+    fn default() -> Self {
+        Self([const { None }; LATERS_MAX])
+    }
+}
+
+/// One of them. No two are for the same tier.
 #[derive(Debug)]
 struct Later<F> {
     what: F,
     tiers: Tiers,
     /// Members before this place have not been given it.
     left: usize,
+}
+
+/// Where frames for these tiers stand among those of their channel.
+pub(crate) fn place_of(tiers: Tiers) -> usize {
+    let may_wait = [Tier::Warm, Tier::Passive, Tier::Background];
+    may_wait.iter().position(|tier| tiers.contains(*tier)).unwrap_or(0)
 }
 
 /// How far a slice came.
@@ -68,12 +88,12 @@ struct Members<F> {
     list: Vec<Member>,
     /// Slot to place in the list, while there are many.
     index: Option<Box<HashMap<u32, u32, foldhash::fast::RandomState>>>,
-    later: Option<Box<Later<F>>>,
+    laters: Option<Box<Laters<F>>>,
 }
 
 impl<F> Default for Members<F> {
     fn default() -> Self {
-        Self { list: Vec::new(), index: None, later: None }
+        Self { list: Vec::new(), index: None, laters: None }
     }
 }
 
@@ -110,15 +130,41 @@ impl<F> Members<F> {
         }
     }
 
-    /// Takes a member out of those who are still to be given what waits. Gives its place, and whether it was one of them.
-    fn part(&mut self, place: usize) -> (usize, bool) {
-        let Some(later) = self.later.as_mut().filter(|later| place < later.left) else {
-            return (place, false);
-        };
-        later.left -= 1;
-        let (last, is_due) = (later.left, self.list[place].is_in(later.tiers));
-        self.swap(place, last);
-        (last, is_due)
+    /// Takes a member out of those who are still to be given what waits. Gives its place, and which frames it is due for: no two are for
+    /// its tier.
+    fn part(&mut self, mut place: usize) -> (usize, Option<usize>) {
+        let Some(mut laters) = self.laters.take() else { return (place, None) };
+        let mut due = None;
+        // From the shortest part on: whom the member changes places with has left that part already.
+        let mut order = [0, 1, 2];
+        order.sort_unstable_by_key(|which| laters.0[*which].as_ref().map_or(0, |later| later.left));
+        for which in order {
+            let Some(later) = laters.0[which].as_mut().filter(|later| place < later.left) else { continue };
+            later.left -= 1;
+            if self.list[place].is_in(later.tiers) {
+                due = Some(which);
+            }
+            let last = later.left;
+            self.swap(place, last);
+            place = last;
+        }
+        self.laters = Some(laters);
+        (place, due)
+    }
+
+    fn take_later(&mut self, which: usize) -> Option<Later<F>> {
+        let laters = self.laters.as_mut()?;
+        let later = laters.0.get_mut(which)?.take();
+        if laters.0.iter().all(Option::is_none) {
+            self.laters = None;
+        }
+        later
+    }
+
+    fn put_later(&mut self, which: usize, later: Later<F>) {
+        if let Some(place) = self.laters.get_or_insert_default().0.get_mut(which) {
+            *place = Some(later);
+        }
     }
 
     fn remove(&mut self, place: usize) {
@@ -194,40 +240,44 @@ impl<F> Audience<F> {
         true
     }
 
-    /// Puts frames in the way of a channel's members, who have none on their way: see [`Self::slice`]. Says whether there is anybody.
+    /// Puts frames in the way of a channel's members, where none are for any of these tiers: see [`Self::slice`]. Says whether there is
+    /// anybody.
     pub fn give_later(&mut self, channel: ChannelId, tiers: Tiers, what: F) -> bool {
         let Some(members) = self.channels.get_mut(&channel) else { return false };
-        members.later = Some(Box::new(Later { what, tiers, left: members.list.len() }));
+        let left = members.list.len();
+        members.put_later(place_of(tiers), Later { what, tiers, left });
         true
     }
 
-    #[cfg(test)]
-    /// Whether frames are on their way to that channel's members.
-    pub fn has_later(&self, channel: ChannelId) -> bool {
-        self.channels.get(&channel).is_some_and(|members| members.later.is_some())
+    /// Frames that are on their way to any of these tiers of a channel; the first of them.
+    pub fn on_their_way(&self, channel: ChannelId, tiers: Tiers) -> Option<usize> {
+        let laters = self.channels.get(&channel)?.laters.as_ref()?;
+        laters.0.iter().position(|later| later.as_ref().is_some_and(|later| later.tiers.0 & tiers.0 != 0))
     }
 
     /// A member is to be given something else, or to be served otherwise: what is on its way to it, which it is given now.
     pub fn due_now(&mut self, channel: ChannelId, handle: Handle) -> Option<&F> {
         let members = self.channels.get_mut(&channel)?;
-        members.later.as_ref()?;
+        members.laters.as_ref()?;
         let place = members.find(handle.slot())?;
         if members.list[place].generation != handle.generation() {
             return None;
         }
-        let (_, is_due) = members.part(place);
-        members.later.as_ref().map(|later| &later.what).filter(|_| is_due)
+        let (_, due) = members.part(place);
+        members.laters.as_ref()?.0.get(due?)?.as_ref().map(|later| &later.what)
     }
 
-    /// Calls for so many of the members that are due for what is on its way; as in [`Self::each`] those who are gone are taken out.
+    /// Calls for so many of the members that are due for what is on its way in that place; as in [`Self::each`] those who are gone are taken
+    /// out.
     pub fn slice(
         &mut self,
         channel: ChannelId,
+        which: usize,
         mut most: usize,
         mut served: impl FnMut(&F, Member) -> bool,
     ) -> Slice {
         let Some(members) = self.channels.get_mut(&channel) else { return Slice::Done };
-        let Some(mut later) = members.later.take() else { return Slice::Done };
+        let Some(mut later) = members.take_later(which) else { return Slice::Done };
         while most > 0 && later.left > 0 {
             later.left -= 1;
             let member = members.list[later.left];
@@ -243,7 +293,7 @@ impl<F> Audience<F> {
             }
         }
         if later.left > 0 {
-            members.later = Some(later);
+            members.put_later(which, later);
             return Slice::More;
         }
         if members.list.is_empty() {
@@ -286,7 +336,7 @@ impl<F> Audience<F> {
     pub fn compact(&mut self, is_live: impl Fn(Member) -> bool) {
         let (mut left, mut tiers) = (0, [0; Tier::ALL.len()]);
         self.channels.retain(|_, members| {
-            if let Some(later) = &mut members.later {
+            for later in members.laters.iter_mut().flat_map(|laters| laters.0.iter_mut().flatten()) {
                 later.left = members.list[..later.left].iter().filter(|member| is_live(**member)).count();
             }
             members.list.retain(|member| is_live(*member));
@@ -417,21 +467,25 @@ mod tests {
                 let tier = Tier::ALL[next(5) as usize];
                 match next(6) {
                     0 | 1 if !dead.contains(&slot) => {
-                        if audience.due_now(channel, handle(slot, 1)).is_some() {
-                            given.push((sent, slot));
+                        if let Some(what) = audience.due_now(channel, handle(slot, 1)) {
+                            given.push((*what, slot));
                         }
                         audience.add(channel, handle(slot, 1), tier);
                         tiers.insert(slot, tier);
                     }
                     2 if !dead.contains(&slot) => {
-                        if audience.due_now(channel, handle(slot, 1)).is_some() {
-                            given.push((sent, slot));
+                        if let Some(what) = audience.due_now(channel, handle(slot, 1)) {
+                            given.push((*what, slot));
                         }
                         assert_eq!(audience.remove(channel, handle(slot, 1)), tiers.remove(&slot).is_some());
                     }
-                    3 if !audience.has_later(channel) => {
+                    3 => {
+                        let to =
+                            [Tiers::WARM, Tiers(0b1000), Tiers(0b1_0000), Tiers(0b1_1000)][next(4) as usize];
+                        if audience.on_their_way(channel, to).is_some() {
+                            continue;
+                        }
                         sent += 1;
-                        let to = if next(2) == 0 { Tiers::WARM } else { Tiers(0b1_1000) };
                         if audience.give_later(channel, to, sent) {
                             let meant = tiers.iter().filter(|(_, tier)| to.contains(**tier));
                             expected.extend(meant.map(|(slot, _)| (sent, *slot)));
@@ -448,23 +502,26 @@ mod tests {
                         }
                     }
                     _ => {
-                        audience.slice(channel, next(40) as usize + 1, |_, member| {
+                        let (which, most) = (next(3) as usize, next(40) as usize + 1);
+                        audience.slice(channel, which, most, |what, member| {
                             let is_live = !dead.contains(&member.slot());
                             if is_live {
-                                given.push((sent, member.slot()));
+                                given.push((*what, member.slot()));
                             }
                             is_live
                         });
                     }
                 }
             }
-            while let Slice::More = audience.slice(channel, 7, |_, member| {
-                let is_live = !dead.contains(&member.slot());
-                if is_live {
-                    given.push((sent, member.slot()));
-                }
-                is_live
-            }) {}
+            while let Some(which) = audience.on_their_way(channel, Tiers::ALL) {
+                audience.slice(channel, which, 7, |what, member| {
+                    let is_live = !dead.contains(&member.slot());
+                    if is_live {
+                        given.push((*what, member.slot()));
+                    }
+                    is_live
+                });
+            }
             // Who died or was taken out meanwhile may have been meant and not reached.
             given.sort_unstable();
             expected.sort_unstable();

@@ -17,6 +17,10 @@ pub const FETCH_BYTES_MAX: usize = 512 * 1024;
 pub const FETCH_MESSAGES_MAX: u32 = 100;
 /// Values of any repeated field.
 pub const REPEATED_MAX: usize = 1_000;
+/// Members that a message of somebody who is no admin may mention.
+pub const MENTIONS_MAX: usize = 32;
+/// Between two messages of a group that mention everybody.
+pub const MENTION_ALL_EVERY: Duration = Duration::from_secs(10);
 /// Members named by one membership entry.
 pub const MEMBERS_PER_ENTRY_MAX: usize = 1_000;
 /// Channels whose missed entries one SYNC may have sent.

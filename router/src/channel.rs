@@ -158,6 +158,8 @@ pub struct Channel {
     receipts_shown: Option<Instant>,
     typed: HashMap<UserId, Instant, RandomState>,
     typing_window: (Option<Instant>, u32),
+    /// From when on a message may mention everybody again, Unix milliseconds.
+    mention_all_from_ms: u64,
     /// Made and not yet committed: the OPENs to be answered.
     opening: Option<Vec<OpenAsk>>,
     touched: Instant,
@@ -177,7 +179,8 @@ impl Channel {
         let members = Members::of_rows(&loaded.members);
         let (row, tail) = (loaded.channel, loaded.tail);
         let is_member = |user| members.get(user).is_some();
-        let scores = Scores::restore(&context.config.activity, loaded.activities, &tail, is_member);
+        let scores =
+            Scores::restore(&context.config.activity, loaded.activities, &tail, context.now_ms(), is_member);
         let mut cursors: Vec<_> = loaded.cursors;
         cursors.retain(|cursor| members.get(cursor.user).is_some());
         for cursor in &mut cursors {
@@ -229,6 +232,7 @@ impl Channel {
             receipts_shown: None,
             typed: HashMap::default(),
             typing_window: (None, 0),
+            mention_all_from_ms: 0,
             opening: None,
             touched: Instant::now(),
             skipped: 0,
@@ -289,6 +293,7 @@ impl Channel {
         if self.parked.is_empty() {
             self.parked = HashMap::default();
         }
+        self.forget_journal(desk.context.now_ms());
         self.typed.retain(|_, typed| now.duration_since(*typed) < serve::TYPING_EVERY);
     }
 
@@ -311,7 +316,8 @@ impl Channel {
                 }
             }
             Touch::Shows(origin, shown) => self.shows(desk, &origin, shown),
-            Touch::Tapped(user) => self.act(desk, user, Act::Tap),
+            Touch::Tapped(user) => self.looked(desk, user, Act::Tap),
+            Touch::Replied(user) => user.into_iter().for_each(|user| self.name(desk, user)),
             Touch::Delivered(user, seq) => self.delivered(desk, user, seq),
             Touch::Opened(origin, request) => self.answer_open(desk, &origin, request),
             Touch::Snapshot(reply) => drop(reply.send(Some(self.snapshot(desk)))),

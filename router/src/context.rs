@@ -70,6 +70,8 @@ pub struct RouterConfig {
     pub activity: fanfare_activity::Settings,
     /// What follows from them.
     pub tiers: TierTimes,
+    /// Between two messages of a group that mention everybody.
+    pub mention_all_every: Duration,
 }
 
 /// How long each tier waits.
@@ -129,6 +131,7 @@ impl RouterConfig {
             idle: Duration::from_secs(60),
             activity: Default::default(),
             tiers: Default::default(),
+            mention_all_every: fanfare_proto::limits::MENTION_ALL_EVERY,
         }
     }
 }
@@ -141,7 +144,7 @@ impl RouterConfig {
 /// Everything else is an answer or a consequence of something that was bounded when it began: one outcome per unit in
 /// flight (the commit queue has a bound), one result per reader (they have a bound), one `Close` per open session, one
 /// `Credit` per 64 bytes under way, per SYNC at most two words per channel of the user and one SYNC per session at a
-/// time, per membership entry (at most 1,000 users) one word per shard concerned.
+/// time, per STATE at most one word per channel and a millisecond between two for each, per membership entry (at most 1,000 users) one word per shard concerned.
 pub struct Inbox {
     /// The queue of the worker that runs the shard.
     pub posts: Posts,

@@ -165,8 +165,10 @@ impl Desk {
 
 /// How late a timer may be before it says that there is more to do than is done.
 const LATE: Duration = Duration::from_millis(50);
-/// From one step of strain to the next, up or down.
+/// From one step of strain to the next, up, or down where delayed work is done in time.
 const STEP_EVERY: Duration = Duration::from_millis(500);
+/// How long a step lasts where there is no such work that could tell.
+const STEP_LASTS: Duration = Duration::from_secs(5);
 /// Steps of strain: each doubles the time of passive sessions, and from the third on that of warm ones.
 const STEPS_MAX: u32 = 5;
 
@@ -174,43 +176,53 @@ const STEPS_MAX: u32 = 5;
 /// warm ones. It rises while delayed work is done late or finds no credit, and falls again by itself.
 #[derive(Debug, Default)]
 pub struct Strain {
+    /// As of the last change.
     steps: u32,
     changed: Option<Instant>,
+    /// Something found no credit since the last step.
+    was_short: bool,
 }
 
 impl Strain {
     /// How often the delayed work's times are doubled.
-    pub fn steps(&self) -> u32 {
-        self.steps
+    pub fn steps(&self, now: Instant) -> u32 {
+        let since = self.changed.map_or(Duration::ZERO, |changed| now.saturating_duration_since(changed));
+        let fallen = since.as_millis() / STEP_LASTS.as_millis();
+        self.steps.saturating_sub(u32::try_from(fallen).unwrap_or(u32::MAX))
     }
 
     /// How long passive sessions wait.
-    pub fn passive(&self, time: Duration) -> Duration {
-        time * (1 << self.steps)
+    pub fn passive(&self, now: Instant, time: Duration) -> Duration {
+        time * (1 << self.steps(now))
     }
 
     /// How long warm sessions wait.
-    pub fn warm(&self, time: Duration) -> Duration {
-        time * (1 << self.steps.saturating_sub(2))
+    pub fn warm(&self, now: Instant, time: Duration) -> Duration {
+        time * (1 << self.steps(now).saturating_sub(2))
     }
 
     /// Delayed work was done so late.
     pub fn was_late(&mut self, now: Instant, late: Duration) {
-        self.step(now, late >= LATE);
+        self.step(now, late >= LATE || self.was_short);
     }
 
-    /// Delayed work found no credit.
-    pub fn short(&mut self) {
-        self.step(Instant::now(), true);
+    /// Delayed work found no credit, `now`. It may have been done in time all the same: a shard with nothing to do is never late.
+    pub fn short(&mut self, now: Instant) {
+        self.step(now, true);
+        self.was_short = true;
     }
 
     fn step(&mut self, now: Instant, is_up: bool) {
-        if self.changed.is_some_and(|changed| now.duration_since(changed) < STEP_EVERY) {
+        if self.changed.is_some_and(|changed| now.saturating_duration_since(changed) < STEP_EVERY) {
             return;
         }
-        let steps = if is_up { (self.steps + 1).min(STEPS_MAX) } else { self.steps.saturating_sub(1) };
+        self.was_short = false;
+        let before = self.steps(now);
+        let steps = if is_up { (before + 1).min(STEPS_MAX) } else { before.saturating_sub(1) };
         if steps != self.steps {
             tracing::debug!(steps, "the delayed fan-out is stretched so many times");
+        }
+        if is_up || steps != self.steps {
             (self.steps, self.changed) = (steps, Some(now));
         }
     }
@@ -228,7 +240,7 @@ mod tests {
         for late in [LATE, LATE, LATE, Duration::ZERO, Duration::ZERO, Duration::ZERO] {
             strain.was_late(now, late);
             strain.was_late(now, late);
-            seen.push((strain.passive(second).as_secs(), strain.warm(second).as_secs()));
+            seen.push((strain.passive(now, second).as_secs(), strain.warm(now, second).as_secs()));
             now += STEP_EVERY;
         }
         assert_eq!(seen, [(2, 1), (4, 1), (8, 2), (4, 1), (2, 1), (1, 1)]);
@@ -236,6 +248,30 @@ mod tests {
             now += STEP_EVERY;
             strain.was_late(now, LATE);
         }
-        assert_eq!((strain.passive(second).as_secs(), strain.warm(second).as_secs()), (32, 8));
+        assert_eq!((strain.passive(now, second).as_secs(), strain.warm(now, second).as_secs()), (32, 8));
+    }
+
+    #[test]
+    fn short_credit_stretches_though_all_is_done_in_time() {
+        let (mut strain, mut now) = (Strain::default(), Instant::now());
+        for _ in 0..20 {
+            now += STEP_EVERY;
+            strain.was_late(now, Duration::ZERO);
+            strain.short(now);
+        }
+        assert_eq!(strain.steps(now), STEPS_MAX);
+        for _ in 0..20 {
+            now += STEP_EVERY;
+            strain.was_late(now, Duration::ZERO);
+        }
+        assert_eq!(strain.steps(now), 0);
+        // Nor does it last where nothing is delayed any more.
+        for _ in 0..20 {
+            now += STEP_EVERY;
+            strain.short(now);
+        }
+        assert_eq!(strain.steps(now), STEPS_MAX);
+        assert_eq!(strain.steps(now + 2 * STEP_LASTS), STEPS_MAX - 2);
+        assert_eq!(strain.steps(now + 20 * STEP_LASTS), 0);
     }
 }

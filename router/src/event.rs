@@ -98,6 +98,8 @@ pub enum Touch {
     Shows(Origin, Shown),
     /// The user came by a push notification of the channel.
     Tapped(UserId),
+    /// A message of this user was replied to, if there is one.
+    Replied(Option<UserId>),
     /// A device of the user holds the channel up to there.
     Delivered(UserId, u64),
     /// The answer to OPEN, where the channel exists.

@@ -38,11 +38,12 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Of members: as stored, and what the tail holds of entries that are not counted in that.
+    /// Of members at `now_ms`: as stored, and what the tail holds of entries that are not counted in that.
     pub fn restore(
         settings: &Settings,
         rows: Vec<Activity>,
         tail: &Tail,
+        now_ms: u64,
         is_member: impl Fn(UserId) -> bool,
     ) -> Self {
         let mut scores = Self::default();
@@ -51,7 +52,7 @@ impl Scores {
             if !is_member(user) {
                 continue;
             }
-            let score = Score::of_parts((fast, slow, acted));
+            let score = Score::of_parts((fast, slow, acted)).sound(settings, now_ms);
             scores.of.insert(Place { user, score });
             scores.total.add(settings, &score);
             counted.insert(user, seq);
@@ -60,7 +61,8 @@ impl Scores {
             let act = act_of(held.kind);
             let is_counted = counted.get(&held.sender).is_some_and(|seq| held.seq <= *seq);
             if let Some(act) = act.filter(|_| !is_counted && is_member(held.sender)) {
-                scores.act(settings, held.sender, act, held.message_id.time_ms());
+                let score = scores.get(held.sender);
+                scores.raise(settings, held.sender, score, act, held.message_id.time_ms().min(now_ms));
             }
         }
         scores
@@ -78,13 +80,17 @@ impl Scores {
 
     /// Counts an act; says whether it is the first that is to be written.
     pub fn act(&mut self, settings: &Settings, user: UserId, act: Act, now_ms: u64) -> bool {
-        let mut score = self.get(user);
-        self.total.remove(settings, &score);
+        let score = self.get(user).sound(settings, now_ms);
+        self.raise(settings, user, score, act, now_ms);
+        self.dirty.len() == 1
+    }
+
+    fn raise(&mut self, settings: &Settings, user: UserId, mut score: Score, act: Act, now_ms: u64) {
+        self.total.remove(settings, &self.get(user));
         score.act(settings, act, now_ms);
         self.total.add(settings, &score);
         self.of.insert(Place { user, score });
         self.dirty.insert(user);
-        self.dirty.len() == 1
     }
 
     /// Forgets one who left.

@@ -236,7 +236,7 @@ fn meaning(content: &Content, sender: UserId) -> Result<Meaning, Code> {
     match content {
         Content::Message(message) => check_message(message).map(|()| Meaning::Message {
             mention_all: message.mention_all,
-            mentions: message.mentions.iter().copied().map(UserId).collect(),
+            mentions: mentioned(&message.mentions),
             reply_to: message.reply_to,
             opaque: !message.opaque.is_empty(),
         }),
@@ -268,6 +268,14 @@ fn meaning(content: &Content, sender: UserId) -> Result<Meaning, Code> {
 
 fn target(seq: u64) -> Result<u64, Code> {
     if seq == 0 || seq >> 63 != 0 { Err(Code::BAD_FIELD) } else { Ok(seq) }
+}
+
+/// Whom a message mentions, each once.
+fn mentioned(mentions: &[u64]) -> Vec<UserId> {
+    let mut mentioned: Vec<UserId> = mentions.iter().copied().map(UserId).collect();
+    mentioned.sort_unstable();
+    mentioned.dedup();
+    mentioned
 }
 
 fn check_membership(membership: &wire::Membership, sender: UserId) -> Result<Meaning, Code> {

@@ -281,12 +281,16 @@ impl Shard {
             Ok(None) => Code::NOT_A_MEMBER,
             Err(code) => code,
         };
-        for touch in waiting {
+        // Of sessions that are served it is known who left and what they show: that counts when the channel can be read.
+        let is_kept =
+            |touch: &Touch| audience.is_some() && matches!(touch, Touch::Unsubscribe(_) | Touch::Shows(..));
+        let (waiting, refused): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(is_kept);
+        for touch in refused {
             refuse(&mut self.desk, id, touch, code);
         }
         if audience.is_some() {
             // Sessions are served by it: it is read again until it can be.
-            self.channels.insert(id, Slot::Loading { waiting: VecDeque::new(), audience });
+            self.channels.insert(id, Slot::Loading { waiting, audience });
             self.desk.at(Instant::now() + Duration::from_millis(500), Due::Reload(id));
         }
     }
@@ -665,7 +669,7 @@ impl Shard {
                 counts.sessions += user.sessions_len();
             }
         }
-        counts.stretched = self.desk.strain.steps();
+        counts.stretched = self.desk.strain.steps(Instant::now());
         counts.undrained = self.desk.undrained.values().map(VecDeque::len).sum();
         counts
     }
@@ -724,6 +728,10 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
         // not, and the caller is told to try again.
         Touch::Blocked { reply, .. } if code == Code::NOT_A_MEMBER => drop(reply.send(())),
         Touch::Blocked { .. } => {}
-        Touch::Unsubscribe(_) | Touch::Delivered(..) | Touch::Shows(..) | Touch::Tapped(_) => {}
+        Touch::Unsubscribe(_)
+        | Touch::Delivered(..)
+        | Touch::Shows(..)
+        | Touch::Tapped(_)
+        | Touch::Replied(_) => {}
     }
 }

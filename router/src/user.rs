@@ -69,6 +69,8 @@ struct OpenDevice {
     acks: u64,
     /// Unix milliseconds of the last open or close.
     seen_ms: u64,
+    /// That is to be written.
+    seen_due: bool,
     /// `None` while they are not in memory.
     positions: Option<Positions>,
     /// A session that opens ends the one before it.
@@ -86,6 +88,7 @@ impl OpenDevice {
             acks_confirmed: 0,
             acks: 0,
             seen_ms: 0,
+            seen_due: false,
             positions: None,
             session: None,
             generation: 0,
@@ -122,7 +125,7 @@ impl OpenDevice {
 
     /// Something of it is to be written.
     fn is_due(&self) -> bool {
-        self.is_dirty() || self.acks > self.acks_confirmed
+        self.is_dirty() || self.acks > self.acks_confirmed || self.seen_due
     }
 
     fn origin(&self, user: UserId) -> Option<Origin> {
@@ -356,11 +359,9 @@ impl User {
             }
         }
         let Some(device) = self.device(origin.device) else { return };
-        device.seen_ms = desk.context.now_ms();
-        if device.is_due() {
-            // Written soon, so that the next session of the device begins where this one ended.
-            self.write_positions(desk);
-        }
+        (device.seen_ms, device.seen_due) = (desk.context.now_ms(), true);
+        // Written soon, so that the next session of the device begins where this one ended, and pushes know since when it is away.
+        self.write_positions(desk);
     }
 
     /// All sessions at a gateway are over.
@@ -462,6 +463,7 @@ impl User {
                 desk.at(Instant::now() + std::time::Duration::from_secs(1), Due::Positions(user));
                 return;
             }
+            open.seen_due = false;
             let device = open.device;
             let dirty = open.positions.as_mut().map(Positions::take_dirty).unwrap_or_default();
             let positions: Vec<DevicePosition> = dirty

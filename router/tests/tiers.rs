@@ -30,6 +30,7 @@ fn quick(config: &mut RouterConfig) {
     config.tiers.passive = Duration::from_millis(80);
     config.tiers.background = Duration::from_millis(160);
     config.tiers.look = Duration::from_millis(50);
+    config.mention_all_every = Duration::ZERO;
 }
 
 async fn house() -> House {
@@ -280,6 +281,114 @@ async fn who_is_named_gets_that_entry_at_once() {
 }
 
 #[tokio::test]
+async fn who_is_answered_after_a_long_time_hears_of_it_at_once() {
+    let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
+        config.activity.small_members = 2;
+        // It has said something, and that alone does not make it active.
+        config.activity.active = 0.9;
+        config.tail_frames_max = 16;
+    })
+    .await;
+    let (channel, users, mut owner) = group(&house, 5).await;
+    let mut asked = Follower::new(&house, users[1], 2, None).await;
+    let question = asked.session.say(channel, "does anybody know?").await;
+    asked.session.close().await;
+    for number in 0..40 {
+        owner.say(channel, &format!("something else {number}")).await;
+    }
+    let mut asked = Follower::new(&house, users[1], 2, None).await;
+    assert_eq!(asked.tier(channel), Some(Tier::Background));
+    let answer = wire::Message { text: "I do".into(), reply_to: question, ..Default::default() };
+    let seq = owner.send(channel, Content::Message(answer)).await.seq;
+    asked.until_tier(channel, Tier::Active).await;
+    asked.until_head(channel, seq).await;
+}
+
+#[tokio::test]
+async fn names_beyond_a_few_and_all_at_once_take_a_role_and_time() {
+    let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
+        config.activity.small_members = 2;
+    })
+    .await;
+    let (channel, users, mut owner) = group(&house, 40).await;
+    let mut member = house.gateway.open(users[1], DeviceId(1), TOKEN, true).await.unwrap();
+    member.sync(&[]).await;
+    let naming = |count: usize| {
+        let mentions = users.iter().chain(&users).take(count).map(|user| user.0).collect();
+        Content::Message(wire::Message { text: "you".into(), mentions, ..Default::default() })
+    };
+    let outcome = |ack: wire::SendAck| (ack.seq > 0, support::code(ack.code));
+    assert!(member.send(channel, naming(32)).await.seq > 0);
+    assert_eq!(outcome(member.send(channel, naming(33)).await).1, fanfare_proto::Code::FORBIDDEN);
+    assert!(owner.send(channel, naming(40)).await.seq > 0);
+    // The same ones again and again are named once.
+    let again = wire::Message { text: "you".into(), mentions: vec![users[2].0; 900], ..Default::default() };
+    assert!(member.send(channel, Content::Message(again)).await.seq > 0);
+    let all =
+        || Content::Message(wire::Message { text: "all".into(), mention_all: true, ..Default::default() });
+    assert!(owner.send(channel, all()).await.seq > 0);
+    assert_eq!(outcome(owner.send(channel, all()).await).1, fanfare_proto::Code::RATE_LIMITED);
+    owner.say(channel, "well").await;
+}
+
+#[tokio::test]
+async fn a_channel_on_screen_is_visible_from_the_moment_its_user_joins() {
+    let house = house().await;
+    let (channel, _, mut owner) = group(&house, 5).await;
+    let guest = house.users(1).await[0];
+    let mut follower = Follower::new(&house, guest, 7, foreground(&[channel])).await;
+    owner.send(channel, membership(wire::MembershipChange::Joined, &[guest])).await;
+    follower.until_tier(channel, Tier::Visible).await;
+}
+
+/// A session rises while entries are held for those it joins, and while its gateway is behind: what they are still to get is not for it.
+#[tokio::test]
+async fn who_rises_gets_nothing_twice() {
+    let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
+        quick(config);
+        config.tiers.warm = Duration::from_secs(60);
+    })
+    .await;
+    let (channel, users, mut owner) = group(&house, 270).await;
+    let newcomers = house.users(4).await;
+    let mut warm = Follower::new(&house, users[1], 2, foreground(&[])).await;
+    warm.types(channel).await;
+    warm.until_tier(channel, Tier::Warm).await;
+    let mut visible = Follower::new(&house, users[2], 3, foreground(&[channel])).await;
+    for pair in newcomers.chunks(2) {
+        for newcomer in pair {
+            owner.send(channel, membership(wire::MembershipChange::Joined, &[*newcomer])).await;
+        }
+        // One went out, one is held.
+        let frame = send_frame(channel, 1, new_id(), text("of a member"), None);
+        warm.session.up(frame).await;
+        warm.until_tier(channel, Tier::Active).await;
+        let said = owner.say(channel, "hello").await;
+        warm.until_head(channel, said).await;
+        visible.until_head(channel, said).await;
+        assert_eq!((warm.client.repeats(), visible.client.repeats()), (0, 0));
+    }
+    // Behind, and named.
+    let mut other = Follower::new(&house, users[3], 4, foreground(&[])).await;
+    other.types(channel).await;
+    other.until_tier(channel, Tier::Warm).await;
+    house.gateway.starve();
+    for _ in 0..100 {
+        owner.send(channel, text(&"x".repeat(16_000))).await;
+    }
+    let behind = owner.say(channel, "hello").await;
+    visible.pump().await;
+    assert!(visible.tip(channel) < behind, "the gateway was not behind");
+    let message = wire::Message { text: "you".into(), mentions: vec![users[3].0], ..Default::default() };
+    let seq = owner.send(channel, Content::Message(message)).await.seq;
+    house.gateway.feed();
+    let last = owner.say(channel, "hello").await;
+    other.until_head(channel, last).await;
+    visible.until_head(channel, last.max(seq)).await;
+    assert_eq!((other.client.repeats(), visible.client.repeats()), (0, 0));
+}
+
+#[tokio::test]
 async fn opening_a_channel_brings_its_head_and_what_follows() {
     let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
         config.activity.small_members = 2;
@@ -400,17 +509,20 @@ impl Random {
 /// with a hole, nobody is told anything twice, and everybody ends at the same head.
 #[tokio::test]
 async fn nobody_loses_or_repeats_anything_whatever_tier_it_has() {
-    let mut seen = [0u32; 5];
+    let (mut seen, mut starved) = ([0u32; 5], 0);
     for seed in 1..=8 {
-        for (sum, times) in seen.iter_mut().zip(walk(seed).await) {
-            *sum += times;
-        }
+        // In the larger one membership entries are held.
+        let members = if seed % 4 == 0 { 270 } else { 9 };
+        let (times, behind) = walk(seed, members).await;
+        seen.iter_mut().zip(times).for_each(|(sum, times)| *sum += times);
+        starved += behind;
     }
     assert!(seen.iter().all(|times| *times > 0), "{seen:?} is no walk through all tiers");
+    assert!(starved > 0, "no gateway was ever behind");
 }
 
-/// Gives how often somebody was seen in each tier.
-async fn walk(seed: u64) -> [u32; 5] {
+/// Gives how often somebody was seen in each tier, and how often the gateway was behind when it was given credit again.
+async fn walk(seed: u64, members: usize) -> ([u32; 5], u32) {
     const MEMBERS: usize = 9;
     let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
         quick(config);
@@ -420,16 +532,23 @@ async fn walk(seed: u64) -> [u32; 5] {
         config.tail_frames_max = 64;
     })
     .await;
-    let (channel, users, mut owner) = group(&house, MEMBERS).await;
+    let (channel, users, mut owner) = group(&house, members).await;
+    let newcomers = house.users(2).await;
     let mut random = Random(seed);
     let mut followers: BTreeMap<usize, Follower> = BTreeMap::new();
     let (mut head, mut seen) = (0, [0u32; 5]);
+    let (mut starves, mut starved) = (false, 0);
     let mut full = Follower::with(&house, users[MEMBERS - 1], 99, None, true).await;
     for step in 0..400 {
         let member = 1 + random.below(MEMBERS as u64 - 2) as usize;
-        match random.below(12) {
+        match random.below(13) {
             0..4 => {
-                let mut message = wire::Message { text: format!("step {step}"), ..Default::default() };
+                // Long enough for the credit to be spent.
+                let text = if starves { "x".repeat(16_000) } else { format!("step {step}") };
+                for _ in 0..if starves { 12 } else { 0 } {
+                    owner.send(channel, support::text(&text)).await;
+                }
+                let mut message = wire::Message { text, ..Default::default() };
                 if random.below(6) == 0 {
                     message.mentions = vec![users[member].0];
                 }
@@ -474,8 +593,22 @@ async fn walk(seed: u64) -> [u32; 5] {
                     follower.types(channel).await;
                 }
             }
-            10 if random.below(4) == 0 => house.gateway.starve(),
-            10 => house.gateway.feed(),
+            10 if random.below(4) == 0 => {
+                house.gateway.starve();
+                starves = true;
+            }
+            10 => {
+                full.pump().await;
+                starved += u32::from(starves && full.tip(channel) < head);
+                house.gateway.feed();
+                starves = false;
+            }
+            11 if members > MEMBERS => {
+                let newcomer = newcomers[random.below(2) as usize];
+                let change = [wire::MembershipChange::Joined, wire::MembershipChange::Removed]
+                    [random.below(2) as usize];
+                head = head.max(owner.send(channel, membership(change, &[newcomer])).await.seq);
+            }
             _ => tokio::time::sleep(Duration::from_millis(random.below(30))).await,
         }
         for follower in followers.values_mut() {
@@ -498,7 +631,7 @@ async fn walk(seed: u64) -> [u32; 5] {
     let is_whole = full.delivered.windows(2).all(|pair| pair[0] + 1 == pair[1]);
     assert!(is_whole || full.gaps > 0, "seed {seed}: {:?}", full.delivered);
     assert_eq!(whole.last(), Some(&head));
-    seen
+    (seen, starved)
 }
 
 #[tokio::test]

@@ -16,7 +16,12 @@ use fanfare_proto::{
 };
 
 use super::{Lane, State, mark};
-use crate::{audience::Slice, connection::Dirty, gather::Gathers, shared::Shared};
+use crate::{
+    audience::{Slice, place_of},
+    connection::Dirty,
+    gather::Gathers,
+    shared::Shared,
+};
 
 /// Members that one slice serves: a fraction of a millisecond.
 const SLICE: usize = 128;
@@ -29,15 +34,27 @@ pub(super) struct Credit {
     pub shared: Option<Arc<AtomicU32>>,
 }
 
-/// Channels with frames on their way, each once, the oldest first.
+/// Frames on their way, the oldest first, and those for warm members before all others.
 #[derive(Default)]
 pub(super) struct Laters {
-    queue: VecDeque<(ChannelId, Credit)>,
+    warm: VecDeque<OnTheWay>,
+    others: VecDeque<OnTheWay>,
+}
+
+/// One channel's, for one of its tiers: see [`place_of`].
+struct OnTheWay {
+    channel: ChannelId,
+    place: usize,
+    credit: Credit,
 }
 
 impl Laters {
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.warm.is_empty() && self.others.is_empty()
+    }
+
+    fn of(&mut self, place: usize) -> &mut VecDeque<OnTheWay> {
+        if place == place_of(Tiers::WARM) { &mut self.warm } else { &mut self.others }
     }
 }
 
@@ -46,25 +63,29 @@ impl Lane {
     pub(super) fn slice(self: &Rc<Self>) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let Some((channel, _)) = state.later.queue.front() else { return };
-        let (channel, now_ms) = (*channel, self.shared.clock.now_ms());
-        if let Slice::Done = state.serve_later(&self.shared, channel, SLICE, now_ms)
-            && let Some((_, credit)) = state.later.queue.pop_front()
+        let later = &mut state.later;
+        let queue = if later.warm.is_empty() { &later.others } else { &later.warm };
+        let Some(&OnTheWay { channel, place, .. }) = queue.front() else { return };
+        let now_ms = self.shared.clock.now_ms();
+        if let Slice::Done = state.serve_later(&self.shared, (channel, place), SLICE, now_ms)
+            && let Some(served) = state.later.of(place).pop_front()
         {
-            state.served_later(credit);
+            state.served_later(served.credit);
         }
         state.flush(&self.shared, now_ms);
         for (owner, bytes) in state.handed_on.drain(..) {
             self.shared.handed_on(owner, bytes);
         }
-        if state.later.queue.is_empty() && state.later.queue.capacity() > SLICE {
-            state.later.queue = VecDeque::new();
+        for queue in [&mut state.later.warm, &mut state.later.others] {
+            if queue.is_empty() && queue.capacity() > SLICE {
+                *queue = VecDeque::new();
+            }
         }
     }
 }
 
 impl State {
-    /// Frames that may wait. Those that are still on their way in the same channel go first, all at once: there is one of a channel.
+    /// Frames that may wait. Those that are still on their way to the same tiers go first, all at once.
     pub(super) fn later(
         &mut self,
         shared: &Shared,
@@ -80,26 +101,31 @@ impl State {
         parts.extend(gathers.drain());
         let last = parts.len().saturating_sub(1);
         for (number, gathered) in parts.into_iter().enumerate() {
-            self.finish(shared, channel, now_ms);
+            let place = place_of(gathered.tiers);
+            self.finish(shared, channel, gathered.tiers, now_ms);
             if !self.audience.give_later(channel, gathered.tiers, gathered) {
                 break;
             }
             if number == last {
-                self.later.queue.push_back((channel, credit));
+                self.later.of(place).push_back(OnTheWay { channel, place, credit });
                 return;
             }
-            self.serve_later(shared, channel, usize::MAX, now_ms);
+            self.serve_later(shared, (channel, place), usize::MAX, now_ms);
         }
         // Nobody is there.
         self.served_later(credit);
     }
 
-    /// Gives out what is on its way in a channel.
-    fn finish(&mut self, shared: &Shared, channel: ChannelId, now_ms: u64) {
-        if let Some(place) = self.later.queue.iter().position(|(waiting, _)| *waiting == channel) {
-            self.serve_later(shared, channel, usize::MAX, now_ms);
-            if let Some((_, credit)) = self.later.queue.remove(place) {
-                self.served_later(credit);
+    /// Gives out what is on its way in a channel to any of these tiers.
+    fn finish(&mut self, shared: &Shared, channel: ChannelId, tiers: Tiers, now_ms: u64) {
+        while let Some(place) = self.audience.on_their_way(channel, tiers) {
+            self.serve_later(shared, (channel, place), usize::MAX, now_ms);
+            let is_served = |one: &OnTheWay| one.channel == channel && one.place == place;
+            let queue = self.later.of(place);
+            if let Some(number) = queue.iter().position(is_served)
+                && let Some(served) = queue.remove(number)
+            {
+                self.served_later(served.credit);
             }
         }
     }
@@ -111,10 +137,16 @@ impl State {
         }
     }
 
-    fn serve_later(&mut self, shared: &Shared, channel: ChannelId, most: usize, now_ms: u64) -> Slice {
+    fn serve_later(
+        &mut self,
+        shared: &Shared,
+        (channel, place): (ChannelId, usize),
+        most: usize,
+        now_ms: u64,
+    ) -> Slice {
         let Self { connections, audience, dirty, .. } = self;
         let (mut taken, mut entries, mut bytes, mut sends) = (0, 0, 0, 0);
-        let slice = audience.slice(channel, most, |gathered, member| {
+        let slice = audience.slice(channel, place, most, |gathered, member| {
             let Some(connection) = connections.get_mut(member.slot()) else { return false };
             if connection.origin.handle.generation() != member.generation {
                 return false;
@@ -160,7 +192,8 @@ impl State {
 
     /// As [`Self::hurry`], in all channels.
     pub(super) fn hurry_all(&mut self, shared: &Shared, handle: Handle, now_ms: u64) {
-        let waiting: Vec<ChannelId> = self.later.queue.iter().map(|(channel, _)| *channel).collect();
+        let waiting = self.later.warm.iter().chain(&self.later.others);
+        let waiting: Vec<ChannelId> = waiting.map(|one| one.channel).collect();
         for channel in waiting {
             self.hurry(shared, channel, handle, now_ms);
         }

@@ -95,8 +95,10 @@ impl Channel {
     pub(super) fn let_listen(&mut self, desk: &mut Desk) {
         for Comer { user, gateway, handle, has } in std::mem::take(&mut self.waits.comers) {
             let Some(serving) = self.audience.serving(gateway, user, handle) else { continue };
-            if serving.tier() == Tier::Warm {
-                self.settle_warm(desk, gateway);
+            match serving.tier() {
+                Tier::Visible | Tier::Active => self.close_gap(desk, gateway),
+                Tier::Warm => self.settle_warm(desk, gateway),
+                Tier::Passive | Tier::Background => {}
             }
             if has < self.heard {
                 let frames = self.news(has, true);
@@ -110,6 +112,7 @@ impl Channel {
     pub fn release(&mut self, desk: &mut Desk) {
         self.send_held(desk);
         self.let_listen(desk);
+        self.put_off(desk);
     }
 
     fn send_held(&mut self, desk: &mut Desk) {

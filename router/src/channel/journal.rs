@@ -18,8 +18,10 @@ use crate::{
 
 /// Bundles and heads that are remembered.
 const HANDED_MAX: usize = 64;
-/// Changes of tier that are.
+/// Changes of tier that are, of a channel with many sessions; of one with few twice as many as these.
 const MOVED_MAX: usize = 256;
+/// Where nothing was handed over for so long, nothing is remembered.
+const KEPT_MS: u64 = 600_000;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -47,7 +49,7 @@ struct Moved {
 }
 
 fn push<T>(of: &mut VecDeque<T>, max: usize, one: T) {
-    if of.len() >= max {
+    while of.len() >= max {
         of.pop_front();
     }
     of.push_back(one);
@@ -119,7 +121,14 @@ impl Channel {
     pub(super) fn moved(&mut self, listener: &Listener) {
         let Listener { gateway, handle, serving } = *listener;
         let moved = Moved { gateway, handle, behind: self.heard, from: serving.tier() };
-        push(&mut self.journal.get_or_insert_default().moved, MOVED_MAX, moved);
+        let max = (2 * self.audience.len()).clamp(HANDED_MAX, MOVED_MAX);
+        push(&mut self.journal.get_or_insert_default().moved, max, moved);
+    }
+
+    /// Forgets what nobody will ask after.
+    pub(super) fn forget_journal(&mut self, now_ms: u64) {
+        let newest_ms = |journal: &Journal| journal.handed.back().map_or(0, |handed| handed.at_ms);
+        self.journal.take_if(|journal| newest_ms(journal) + KEPT_MS < now_ms);
     }
 
     /// What sessions of these users got of an entry, in which tier, and when.

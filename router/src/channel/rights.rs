@@ -3,7 +3,7 @@
 
 use fanfare_proto::{
     Code, UserId,
-    limits::{CLIENT_ID_AGE_MAX, CLIENT_ID_AHEAD_MAX, MEMBERS_MAX},
+    limits::{CLIENT_ID_AGE_MAX, CLIENT_ID_AHEAD_MAX, MEMBERS_MAX, MENTIONS_MAX},
     wire,
 };
 use fanfare_storage::model::{Mark, MarkChange, MarkKind, Settings};
@@ -68,10 +68,13 @@ impl Channel {
         let own = standing.role;
         let need = |least: u8| if own >= least { Ok(()) } else { Err(Code::FORBIDDEN) };
         match &waiting.meaning {
-            Meaning::Message { mention_all, reply_to, .. } => {
+            Meaning::Message { mention_all, mentions, reply_to, .. } => {
                 self.may_post(sender, own, now_ms)?;
-                if *mention_all && !self.is_direct() {
+                if (*mention_all || mentions.len() > MENTIONS_MAX) && !self.is_direct() {
                     need(role::ADMIN)?;
+                }
+                if *mention_all && !self.is_direct() && now_ms < self.mention_all_from_ms {
+                    return Err(Code::RATE_LIMITED);
                 }
                 if *reply_to >= seq {
                     return Err(Code::BAD_FIELD);

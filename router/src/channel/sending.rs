@@ -6,7 +6,7 @@ use fanfare_storage::{StoreError, content::Content, hash, metadata::Metadata, mo
 use super::{Channel, Waiting};
 use crate::{
     desk::Desk,
-    event::{Check, Event},
+    event::{Check, Event, Touch},
     frames,
     load::{code_of, print_of},
     members::role,
@@ -276,6 +276,22 @@ impl Channel {
             }
             let search = Search { metadata, content, channel, head, undrained: &undrained };
             search.target(target)
+        });
+    }
+
+    /// Finds out who sent the message that an entry answers, where it is older than the tail: its session rises when that is known. Of one that
+    /// is not there or was taken back nobody hears.
+    pub(super) fn look_up_replied(&self, desk: &Desk, by: UserId, replied: u64) {
+        let (channel, head) = (self.id(), self.row.head);
+        let undrained = desk.undrained_of(channel);
+        desk.context.read(desk.shard, move |context| {
+            let (metadata, content) = (&*context.metadata, &*context.content);
+            let search = Search { metadata, content, channel, head, undrained: &undrained };
+            let sender = match search.target(replied) {
+                Ok(Check::Target(sender)) => Some(sender).filter(|sender| *sender != by),
+                _ => None,
+            };
+            Event::Touch(channel, Touch::Replied(sender))
         });
     }
 

@@ -63,6 +63,10 @@ impl Channel {
                 Ok(Allowed { effect, marks }) => {
                     self.pending_bytes -= waiting.bytes();
                     bytes += waiting.bytes();
+                    if matches!(waiting.meaning, Meaning::Message { mention_all: true, .. }) {
+                        let every = desk.context.config.mention_all_every;
+                        self.mention_all_from_ms = now_ms + every.as_millis() as u64;
+                    }
                     let is_barrier = waiting.meaning.is_barrier();
                     let draft = Draft {
                         sender: waiting.sender,

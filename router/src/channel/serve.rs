@@ -120,6 +120,7 @@ impl Channel {
                 // It has everything up to the head: what waits for the others is not for it.
                 self.settle_warm(desk, origin.gateway);
             }
+            self.comes_to(origin.gateway, serving.tier());
             self.audience.add(origin, serving, self.heard);
             if !self.wait_to_listen(origin) {
                 desk.gateways.add(self.id(), origin.gateway, origin.handle, serving.tier());
@@ -129,39 +130,37 @@ impl Channel {
     }
 
     pub(super) fn gap(&self, after: u64) -> bytes::Bytes {
-        let head = wire::Head {
-            epoch: self.row.epoch,
-            epoch_start: self.row.epoch_start,
-            head: self.row.head,
-            ordinal: self.row.ordinal,
-            after,
-        };
-        frames::gap(self.id(), &head)
+        frames::gap(self.id(), &self.head_at(after, self.heard))
+    }
+
+    /// Up to where entries go out: not those that are held.
+    pub(super) fn sent(&self) -> u64 {
+        self.waits.held.map_or(self.heard, |first| first.saturating_sub(1))
     }
 
     /// Where the sessions stand that get entries at once at a gateway: behind the head while it is behind, or entries are held.
     pub(super) fn sent_to(&self, gateway: GatewayId) -> u64 {
         let at = self.audience.gateways.iter().find(|at| at.gateway == gateway);
-        let held = self.waits.held.map_or(self.heard, |first| first.saturating_sub(1));
-        at.and_then(|at| at.behind).map_or(held, |behind| behind.min(held))
+        let sent = self.sent();
+        at.and_then(|at| at.behind).map_or(sent, |behind| behind.min(sent))
     }
 
     /// Sends a GAP to a gateway that is behind, credit or not: it is small, and one at most per channel that fell behind.
-    fn close_gap(&mut self, desk: &mut Desk, gateway: GatewayId) {
-        let (channel, head) = (self.id(), self.row.head);
+    pub(super) fn close_gap(&mut self, desk: &mut Desk, gateway: GatewayId) {
+        let (channel, head) = (self.id(), self.sent());
         let Some(at) = self.audience.at(gateway) else { return };
         let lanes = at.lanes();
         let Some(sent) = at.behind.take() else { return };
         if sent < head {
             meter::gap();
-            let frames = self.gap(sent);
+            let frames = frames::gap(channel, &self.head_at(sent, head));
             desk.gateways.tell_at(gateway, Down::Fanout { channel, lanes, tiers: Tiers::AT_ONCE, frames });
         }
     }
 
     /// A gateway that was behind has credit again: from the tail, or GAP.
     pub fn catch_up(&mut self, desk: &mut Desk, gateway: GatewayId) {
-        let (channel, head) = (self.id(), self.heard);
+        let (channel, head) = (self.id(), self.sent());
         loop {
             let Some(at) = self.audience.at(gateway) else { return };
             let Some(sent) = at.behind else { return };
@@ -212,10 +211,14 @@ impl Channel {
             return;
         }
         let now = Instant::now();
-        if !typing.stopped && self.typed.get(&origin.user).is_none_or(|typed| *typed + TYPING_EVERY <= now) {
+        let is_first = self.typed.get(&origin.user).is_none_or(|typed| *typed + TYPING_EVERY <= now);
+        if !typing.stopped && is_first {
             self.act(desk, origin.user, Act::Type);
         }
         if self.members.len() > MEMBERSHIP_AT_ONCE_MEMBERS_MAX {
+            if !typing.stopped && is_first {
+                self.typed.insert(origin.user, now);
+            }
             return;
         }
         let typed = self.typed.get(&origin.user);

@@ -14,7 +14,7 @@ use fanfare_proto::{
     link::{GatewayId, Origin, Tier, Tiers},
     wire,
 };
-use fanfare_storage::model::{CursorBatch, MarkKind};
+use fanfare_storage::model::{CursorBatch, EntryKind, MarkKind};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -122,7 +122,7 @@ impl Channel {
     }
 
     /// A member is mentioned or replied to: its sessions get that entry and what follows at once.
-    fn name(&mut self, desk: &mut Desk, user: UserId) {
+    pub(super) fn name(&mut self, desk: &mut Desk, user: UserId) {
         self.act(desk, user, Act::Named);
         for listener in self.audience.of_user(user) {
             if listener.serving.level() < Level::Active {
@@ -148,16 +148,28 @@ impl Channel {
                 self.act(desk, sender, act);
             }
             let Some(named) = &item.named else { continue };
-            let mut target = None;
+            let mut replied = None;
             if named.reply_to > 0 {
                 self.act(desk, sender, Act::Reply);
-                target = self.tail.get(named.reply_to).map(|held| held.sender);
+                replied = self.replied(desk, sender, named.reply_to);
             }
-            let mentioned = named.users.iter().copied().filter(|user| Some(*user) != target);
-            for user in target.into_iter().chain(mentioned).filter(|user| *user != sender) {
+            let mentioned = named.users.iter().copied().filter(|user| Some(*user) != replied);
+            for user in replied.into_iter().chain(mentioned).filter(|user| *user != sender) {
                 self.name(desk, user);
             }
         }
+    }
+
+    /// Who sent the message that one answers; of an older one that is looked up.
+    fn replied(&self, desk: &Desk, sender: UserId, seq: u64) -> Option<UserId> {
+        if !self.members.sees(sender, seq) {
+            return None;
+        }
+        let held = self.tail.get(seq);
+        if held.is_none() {
+            self.look_up_replied(desk, sender, seq);
+        }
+        held.filter(|held| held.kind == EntryKind::Message).map(|held| held.sender)
     }
 
     /// A session shows the channel, or no longer, or the app came or went.
@@ -172,15 +184,15 @@ impl Channel {
         let wanted = self.served_as(desk, user, shown, serving.level());
         self.serve_otherwise(desk, user, &listener, wanted);
         if is_opened {
-            self.looked(desk, user);
+            self.looked(desk, user, Act::Look);
         }
     }
 
-    /// Opening the channel again and again is one look.
-    fn looked(&mut self, desk: &mut Desk, user: UserId) {
+    /// A member came to the channel, by a push or otherwise: coming again and again is one act.
+    pub(super) fn looked(&mut self, desk: &mut Desk, user: UserId, act: Act) {
         let now_ms = desk.context.now_ms();
         if self.scores.get(user).acted_ms() + LOOKS_EVERY_MS <= now_ms {
-            self.act(desk, user, Act::Look);
+            self.act(desk, user, act);
         }
     }
 
@@ -196,6 +208,13 @@ impl Channel {
         }
         if from.tier() != to.tier() {
             self.moved(listener);
+            // What those whom it joins are still to get would come to it a second time.
+            if self.waits.held.is_some() {
+                self.release(desk);
+            }
+            if to.level() == Level::Active {
+                self.close_gap(desk, gateway);
+            }
             if from.tier() == Tier::Warm || to.tier() == Tier::Warm {
                 self.settle_warm(desk, gateway);
             }
@@ -205,12 +224,25 @@ impl Channel {
                 desk.gateways.reply_at(gateway, listener.handle, frames);
             }
         }
+        self.comes_to(gateway, to.tier());
         self.audience.set(user, listener, to);
         if from.tier() != to.tier() {
             desk.gateways.add(self.id(), gateway, listener.handle, to.tier());
         }
         if to.may_fade() {
             self.look_later(desk);
+        }
+    }
+
+    /// A session of that tier comes at a gateway, with everything that was heard of: where it is the first one, nothing waits for it.
+    pub(super) fn comes_to(&mut self, gateway: GatewayId, tier: Tier) {
+        let heard = self.heard;
+        let Some(at) = self.audience.at(gateway).filter(|at| at.count(tier) == 0) else { return };
+        match tier {
+            Tier::Visible | Tier::Active => {}
+            Tier::Warm => at.warm_to = heard,
+            Tier::Passive => at.told[0] = heard,
+            Tier::Background => at.told[1] = heard,
         }
     }
 
@@ -242,15 +274,19 @@ impl Channel {
 
     /// NOTIFY with the head as far as it is heard of.
     fn notify(&self, after: u64) -> bytes::Bytes {
-        let ordinal = self.tail.get(self.heard).map_or(self.row.ordinal, |held| held.ordinal);
-        let head = wire::Head {
-            epoch: self.row.epoch,
-            epoch_start: self.row.epoch_start,
-            head: self.heard,
-            ordinal,
-            after,
-        };
+        self.notify_of(after, self.heard)
+    }
+
+    fn notify_of(&self, after: u64, head: u64) -> bytes::Bytes {
+        let head = self.head_at(after, head);
         routed(FrameType::Notify, class::STATE, 0, head.epoch, self.id(), head.head, &head)
+    }
+
+    /// A head, for who has everything up to `after`.
+    pub(super) fn head_at(&self, after: u64, head: u64) -> wire::Head {
+        let ordinal = self.tail.get(head).map_or(self.row.ordinal, |held| held.ordinal);
+        let (epoch, epoch_start) = (self.row.epoch, self.row.epoch_start);
+        wire::Head { epoch, epoch_start, head, ordinal, after }
     }
 
     fn look_later(&mut self, desk: &mut Desk) {
@@ -290,7 +326,7 @@ impl Channel {
             .map(|(user, _)| user)
             .collect();
         for user in visible {
-            self.looked(desk, user);
+            self.looked(desk, user, Act::Look);
         }
         self.look_at(desk, Serving::may_fade);
     }
@@ -325,13 +361,13 @@ impl Channel {
         });
         let (now, times) = (Instant::now(), desk.context.config.tiers);
         if warm > 0 && !std::mem::replace(&mut self.waits.warm, true) {
-            desk.at(now + desk.strain.warm(early(times.warm)), Due::Warm(self.id()));
+            desk.at(now + desk.strain.warm(now, early(times.warm)), Due::Warm(self.id()));
         }
         let passives = [(passive, times.passive), (background, times.background)];
         for (number, (count, after)) in passives.into_iter().enumerate() {
             if count > 0 && !std::mem::replace(&mut self.waits.told[number], true) {
                 let tier = if number == 0 { Tier::Passive } else { Tier::Background };
-                desk.at(now + desk.strain.passive(early(after)), Due::Tell(self.id(), tier));
+                desk.at(now + desk.strain.passive(now, early(after)), Due::Tell(self.id(), tier));
             }
         }
     }
@@ -354,10 +390,10 @@ impl Channel {
         self.bundle(desk, gateway, false);
     }
 
-    /// Sends warm sessions of a gateway what they were not sent yet; with `waits` only as far as there is credit. Gives whether they have
-    /// all of it.
+    /// Sends warm sessions of a gateway what they were not sent yet, but for membership entries that are held for everybody; with `waits` only
+    /// as far as there is credit. Gives whether they have all of it.
     fn bundle(&mut self, desk: &mut Desk, gateway: GatewayId, waits: bool) -> bool {
-        let heard = self.heard;
+        let heard = self.sent();
         loop {
             let Some(at) = self.audience.at(gateway) else { return true };
             let (stands, lanes) = (at.warm_to, at.lanes());
@@ -370,13 +406,13 @@ impl Channel {
             } else {
                 None
             };
-            let (frames, to) = gathered.unwrap_or_else(|| (self.notify(stands), heard));
+            let (frames, to) = gathered.unwrap_or_else(|| (self.notify_of(stands, heard), heard));
             let down =
                 fanfare_proto::link::Down::Fanout { channel: self.id(), lanes, tiers: Tiers::WARM, frames };
             if !waits {
                 desk.gateways.tell_at(gateway, down);
             } else if !desk.gateways.fan_out_late(gateway, down) {
-                desk.strain.short();
+                desk.strain.short(Instant::now());
                 return false;
             }
             meter::bundle();
@@ -405,7 +441,7 @@ impl Channel {
                 let down =
                     fanfare_proto::link::Down::Fanout { channel, lanes, tiers, frames: frames.clone() };
                 if !desk.gateways.fan_out_late(at.gateway, down) {
-                    desk.strain.short();
+                    desk.strain.short(Instant::now());
                     is_all = false;
                     continue;
                 }
@@ -438,7 +474,7 @@ impl Channel {
                 let lanes = at.lanes();
                 let down =
                     fanfare_proto::link::Down::Fanout { channel, lanes, tiers, frames: frames.clone() };
-                if !desk.gateways.fan_out_late(at.gateway, down) {
+                if !desk.gateways.fan_out(at.gateway, down) {
                     continue;
                 }
             }

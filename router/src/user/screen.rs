@@ -9,13 +9,14 @@ use crate::{
     event::{Touch, Wants},
 };
 
-/// Between two times that the app comes on screen: each is told to the owners of all channels of the user.
+/// Between two times that the app comes on screen: each is told to the owners of all channels of the user, so for each of these it takes a
+/// millisecond longer.
 const CAME_EVERY_MS: u64 = 1_000;
 
 /// What a session shows while the app is on screen.
 #[derive(Debug)]
 pub struct Screen {
-    /// Ascending, of its user's channels.
+    /// Ascending; the user may join some of them only later.
     visible: Vec<ChannelId>,
     /// When the app came on screen, Unix milliseconds.
     since_ms: u64,
@@ -49,17 +50,17 @@ impl User {
         }
         let is_shown = state.attention == wire::Attention::Foreground as i32;
         let mut visible: Vec<ChannelId> = state.visible.into_iter().map(ChannelId).collect();
-        visible.retain(|channel| self.channels.contains(*channel));
         visible.sort_unstable();
         visible.dedup();
         let now_ms = desk.context.now_ms();
+        let came_every_ms = CAME_EVERY_MS + self.channels.len() as u64;
         let Some(session) = self.session(origin) else { return Ok(()) };
         let before = session.screen.take();
         if session.is_full {
             return Ok(());
         }
         let since_ms = before.as_ref().map_or(now_ms, |screen| screen.since_ms);
-        if !is_shown && now_ms < since_ms + CAME_EVERY_MS && before.is_some() {
+        if !is_shown && now_ms < since_ms + came_every_ms && before.is_some() {
             // Who comes and goes all the time costs no more than who does it once a second.
             session.screen = before;
             return Err(Code::RATE_LIMITED);
@@ -80,7 +81,7 @@ impl User {
             let visible = after.as_deref().unwrap_or_default();
             let gone = before.iter().filter(|channel| visible.binary_search(channel).is_err());
             let come = visible.iter().filter(|channel| before.binary_search(channel).is_err());
-            for channel in gone.chain(come) {
+            for channel in gone.chain(come).filter(|channel| self.channels.contains(**channel)) {
                 desk.post_channel(*channel, Touch::Shows(*origin, of(*channel)));
             }
         } else {
