@@ -29,7 +29,7 @@ const REPEATS_SCALING: usize = 5;
 const REPEATS_DOUBLING: usize = 3;
 /// Seconds of a round where nothing else is asked for: the longest interval of the passive is in it often, and what 16 s of idle sessions cost behind
 /// it weighs little. Of --scaling, which tells of times alone.
-const SECONDS: u64 = 60;
+const SECONDS: u64 = 120;
 const SECONDS_SCALING: u64 = 20;
 
 /// One group whose members are mostly passive: what tiers spare the server, and what they cost in time.

@@ -48,8 +48,8 @@ pub const PONG_TIME_MS: u64 = 15_000;
 pub const UNANSWERED_PING_MS: u64 = 5_000;
 /// So long before its time, and not within four fifths of [`limits::ACK_AFTER`], an ACK goes along with what the server sends.
 pub const ACK_ALONG_MS: u64 = 2_000;
-/// A heartbeat of which so much has passed goes along with a head that the server tells: with each one where those come every 15 s, since
-/// with every second one half of the heartbeats would be due a little earlier, alone.
+/// A heartbeat goes along with a head that the server tells when so much of it has passed and the next head would come too late, if it
+/// comes after as long a time as this one.
 pub const PING_ALONG_PERCENT: u64 = 45;
 /// An ACK rides with another frame at most once in so many milliseconds, so that busy senders stay within the rate
 /// of frames that are not sends.
@@ -128,6 +128,8 @@ pub struct ClientSession {
 
     // Deadlines in the caller's milliseconds; NEVER where there is none.
     ack_at: u64,
+    /// When the server last told a head.
+    told_at: u64,
     /// From here on an ACK goes along with what the server sends.
     ack_along_at: u64,
     receipt_at: u64,
@@ -194,6 +196,7 @@ impl ClientSession {
             receipts: Vec::new(),
             ack_at: NEVER,
             ack_along_at: NEVER,
+            told_at: 0,
             receipt_at: NEVER,
             ping_at: NEVER,
             heartbeat_at: NEVER,

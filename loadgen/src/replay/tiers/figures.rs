@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Ran,
     answers::{answers, untiered},
-    model::{Point, at_bar, between, plain, tiered},
+    model::{Point, Posts, at_bar, between, plain, tiered},
 };
 use crate::{Replay, report::Verdict, trace::Trace};
 
@@ -61,6 +61,8 @@ pub struct Report {
     heads_equal: bool,
     /// The run by the pure rules alone.
     model: Point,
+    /// The same where posts name nobody.
+    unnamed: Point,
     curve: Vec<AtBar>,
     plain: Vec<Plain>,
     above_plain: bool,
@@ -75,7 +77,7 @@ impl Report {
         let here = Point::of(&ran.reached, &answers, all);
         let defaults = Settings::default();
         let by_activity = |bar: f32| {
-            let reached = tiered(trace, &at_bar(&defaults, bar), ran.start_ms);
+            let reached = tiered(trace, &at_bar(&defaults, bar), ran.start_ms, Posts::Name);
             AtBar { bar, point: Point::of(&reached, &answers, all) }
         };
         let by_days = |days: f64| (days, Point::of(&plain(trace, days), &answers, all));
@@ -103,6 +105,7 @@ impl Report {
         };
         let above_plain = plain.iter().all(is_above);
         let model = curve.iter().find(|at| at.bar == 1.0).map_or(here, |at| at.point);
+        let unnamed = Point::of(&tiered(trace, &defaults, ran.start_ms, Posts::NameNobody), &answers, all);
         let mut reasons = Vec::new();
         let mut broken = |is_broken: bool, what: &str| {
             if is_broken {
@@ -140,6 +143,7 @@ impl Report {
             duplicated: ran.duplicated,
             heads_equal: ran.behind == 0,
             model,
+            unnamed,
             curve,
             plain,
             above_plain,
@@ -175,6 +179,10 @@ impl Report {
         println!(
             "  by the rules alone {:>7.4}  at {:.4}",
             self.model.answered_in_time, self.model.deliveries_ratio
+        );
+        println!(
+            "  naming nobody     {:>8.4}  at {:.4}",
+            self.unnamed.answered_in_time, self.unnamed.deliveries_ratio
         );
         println!("  duplicated        {:>8}  heads equal: {}", self.duplicated, self.heads_equal);
         println!("  bar x     pushed  in time");

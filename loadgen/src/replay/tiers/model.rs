@@ -1,5 +1,6 @@
 //! What rules would push to whom in a trace: members' activity with given settings, and the plain rule "whoever posted within so many
-//! days". Everybody's app is on screen and nobody opens a channel, as in the run.
+//! days". Everybody's app is on screen and nobody opens a channel, as in the run. The trace does not say who names whom: a post is taken
+//! for an answer to whoever wrote before it in its topic, who is then pushed it by name, by either rule; or for one that names nobody.
 
 use fanfare_activity::{Act, Level, Member, Score, Settings, Shown, Total, level};
 use hashbrown::HashMap;
@@ -87,8 +88,17 @@ impl Channel {
     }
 }
 
+/// Whether posts name whom they answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Posts {
+    /// They do.
+    Name,
+    /// They name nobody.
+    NameNobody,
+}
+
 /// Whom members' activity pushes each message to; `start_ms` is the clock at the first row.
-pub fn tiered(trace: &Trace, settings: &Settings, start_ms: u64) -> Reached {
+pub fn tiered(trace: &Trace, settings: &Settings, start_ms: u64, posts: Posts) -> Reached {
     let mut reached = Reached::new(trace);
     let mut channels: Vec<Channel> = (0..trace.channels).map(|_| Channel::default()).collect();
     let mut newest: Vec<Option<u32>> = vec![None; trace.topics];
@@ -104,7 +114,8 @@ pub fn tiered(trace: &Trace, settings: &Settings, start_ms: u64) -> Reached {
         }
         channel.ordinal += 1;
         channel.act(settings, sender, Act::Send, now_ms);
-        if let Some(target) = newest[row.topic as usize].replace(row.sender) {
+        let target = newest[row.topic as usize].replace(row.sender);
+        if let Some(target) = target.filter(|_| posts == Posts::Name) {
             channel.act(settings, sender, Act::Reply, now_ms);
             if target != row.sender {
                 let target = channel.place(target);
@@ -121,10 +132,11 @@ pub fn tiered(trace: &Trace, settings: &Settings, start_ms: u64) -> Reached {
     reached
 }
 
-/// Whom each message goes to that goes to whoever posted in the channel within so many days.
+/// Whom each message goes to that goes to whoever posted in the channel within so many days, and to whom it names.
 pub fn plain(trace: &Trace, days: f64) -> Reached {
     let mut reached = Reached::new(trace);
     let mut channels: Vec<Channel> = (0..trace.channels).map(|_| Channel::default()).collect();
+    let mut newest: Vec<Option<u32>> = vec![None; trace.topics];
     for (number, row) in trace.rows.iter().enumerate() {
         let channel = &mut channels[row.channel as usize];
         let sender = channel.place(row.sender);
@@ -133,6 +145,9 @@ pub fn plain(trace: &Trace, days: f64) -> Reached {
             if is_due && person.sender != row.sender {
                 reached.insert(number, person.sender as usize);
             }
+        }
+        if let Some(target) = newest[row.topic as usize].replace(row.sender).filter(|by| *by != row.sender) {
+            reached.insert(number, target as usize);
         }
         channel.people[sender].posted_s = row.time_s;
     }
@@ -176,7 +191,7 @@ mod tests {
     #[test]
     fn rules_push_more_the_lower_their_bar() {
         let (trace, start_ms) = (trace(), fanfare_activity::EPOCH_S * 1_000);
-        let count = |bar| tiered(&trace, &at_bar(&Settings::default(), bar), start_ms).count;
+        let count = |bar| tiered(&trace, &at_bar(&Settings::default(), bar), start_ms, Posts::Name).count;
         let counts: Vec<u64> = [100.0, 4.0, 1.0, 0.1, 0.0].map(count).into();
         assert!(counts.is_sorted() && counts[0] < counts[4] / 4, "{counts:?}");
         assert_eq!(counts[4], super::super::answers::untiered(&trace));

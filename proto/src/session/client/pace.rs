@@ -129,14 +129,17 @@ impl ClientSession {
         self.rest_until_ping(now_ms);
     }
 
-    /// The server told a head. What is nearly due goes now. A heartbeat that would be due before long goes now: a telephone's radio is awake, and so is the server's
-    /// thread, which the heartbeats of sessions that were told together reach together. It wants no answer where that would tell nothing
-    /// new: the server lives, and has confirmed all acknowledgements.
+    /// The server told a head. What is due before the next one is likely to be told goes now: a telephone's radio is awake, and so is the
+    /// server's thread, which the heartbeats of sessions that were told together reach together. A heartbeat wants no answer where that
+    /// would tell nothing new: the server lives, and has confirmed all acknowledgements.
     pub(super) fn speak_along(&mut self, now_ms: u64) {
+        let next_at =
+            now_ms.saturating_add(now_ms - std::mem::replace(&mut self.told_at, now_ms).min(now_ms));
         if now_ms >= self.ack_along_at {
             return self.acknowledge(now_ms);
         }
-        let is_due = now_ms >= self.rested_at + self.heartbeat_ms * PING_ALONG_PERCENT / 100;
+        let is_due = now_ms >= self.rested_at + self.heartbeat_ms * PING_ALONG_PERCENT / 100
+            && next_at >= self.heartbeat_at;
         if self.phase == Phase::Open && self.alive_by == NEVER && is_due {
             self.ping(now_ms, self.device.acks_confirmed >= self.device.ack_number);
         }
