@@ -7,6 +7,8 @@
 //! Frames that may wait ([`Later`]) go to a channel's members in slices, from the end of its list: who has not been given them yet stands
 //! before a mark, and whoever is taken out or changes its tier leaves that part first. So each gets what was meant for it, once. There may be
 //! such frames for one tier beside others for another one, each with its mark: nobody waits for them.
+//!
+//! Members who get everything at once stand in front of a long list, so that a message costs what they are, and not what all are.
 
 use fanfare_proto::{
     ids::ChannelId,
@@ -39,6 +41,10 @@ impl Member {
 
     pub fn is_in(self, tiers: Tiers) -> bool {
         tiers.0 >> (self.slot_and_tier & 7) & 1 != 0
+    }
+
+    fn is_at_once(self) -> bool {
+        self.is_in(Tiers::AT_ONCE)
     }
 
     fn tier(self) -> usize {
@@ -83,11 +89,19 @@ pub(crate) enum Slice {
     Done,
 }
 
+/// What a long list has beside it.
+#[derive(Debug, Default)]
+struct Index {
+    /// Slot to place in the list.
+    places: HashMap<u32, u32, foldhash::fast::RandomState>,
+    /// So many members in front are all those who get everything at once.
+    front: usize,
+}
+
 #[derive(Debug)]
 struct Members<F> {
     list: Vec<Member>,
-    /// Slot to place in the list, while there are many.
-    index: Option<Box<HashMap<u32, u32, foldhash::fast::RandomState>>>,
+    index: Option<Box<Index>>,
     laters: Option<Box<Laters<F>>>,
 }
 
@@ -100,22 +114,60 @@ impl<F> Default for Members<F> {
 impl<F> Members<F> {
     fn find(&self, slot: u32) -> Option<usize> {
         match &self.index {
-            Some(index) => index.get(&slot).map(|place| *place as usize),
+            Some(index) => index.places.get(&slot).map(|place| *place as usize),
             None => self.list.iter().position(|member| member.slot() == slot),
         }
     }
 
     fn push(&mut self, member: Member) {
-        let place = self.list.len() as u32;
+        let place = self.list.len();
         if self.list.len() == self.list.capacity() {
             self.list.reserve_exact(ROOM_MIN.max(self.list.len() / 8));
         }
         self.list.push(member);
         if let Some(index) = &mut self.index {
-            index.insert(member.slot(), place);
+            index.places.insert(member.slot(), place as u32);
+            self.settle(place);
         } else if self.list.len() > INDEXED_ABOVE {
             let places = self.list.iter().enumerate().map(|(place, member)| (member.slot(), place as u32));
-            self.index = Some(Box::new(places.collect()));
+            self.index = Some(Box::new(Index { places: places.collect(), front: 0 }));
+            let at_once: Vec<u32> =
+                self.list.iter().filter(|member| member.is_at_once()).map(|member| member.slot()).collect();
+            for slot in at_once {
+                if let Some(place) = self.find(slot) {
+                    let (place, _) = self.part(place);
+                    self.settle(place);
+                }
+            }
+        }
+    }
+
+    fn front(&self) -> usize {
+        self.index.as_ref().map_or(0, |index| index.front)
+    }
+
+    /// A member that stands behind all marks goes to the front if it belongs there: each part that it passes gives its first place for one
+    /// behind its last.
+    fn settle(&mut self, mut place: usize) {
+        if self.index.is_none() || !self.list[place].is_at_once() {
+            return;
+        }
+        if let Some(mut laters) = self.laters.take() {
+            let mut order = [0, 1, 2];
+            order.sort_unstable_by_key(|which| {
+                std::cmp::Reverse(laters.0[*which].as_ref().map_or(0, |later| later.left))
+            });
+            for which in order {
+                let Some(later) = &mut laters.0[which] else { continue };
+                self.swap(place, later.left);
+                place = later.left;
+                later.left += 1;
+            }
+            self.laters = Some(laters);
+        }
+        self.swap(place, self.front());
+        if let Some(index) = &mut self.index {
+            index.front += 1;
         }
     }
 
@@ -125,14 +177,20 @@ impl<F> Members<F> {
         }
         self.list.swap(one, other);
         if let Some(index) = &mut self.index {
-            index.insert(self.list[one].slot(), one as u32);
-            index.insert(self.list[other].slot(), other as u32);
+            index.places.insert(self.list[one].slot(), one as u32);
+            index.places.insert(self.list[other].slot(), other as u32);
         }
     }
 
-    /// Takes a member out of those who are still to be given what waits. Gives its place, and which frames it is due for: no two are for
-    /// its tier.
+    /// Takes a member out of the front, and out of those who are still to be given what waits. Gives its place, and which frames it is due
+    /// for: no two are for its tier.
     fn part(&mut self, mut place: usize) -> (usize, Option<usize>) {
+        let front = self.front();
+        if let Some(index) = self.index.as_mut().filter(|_| place < front) {
+            index.front -= 1;
+            self.swap(place, front - 1);
+            place = front - 1;
+        }
         let Some(mut laters) = self.laters.take() else { return (place, None) };
         let mut due = None;
         // From the shortest part on: whom the member changes places with has left that part already.
@@ -171,9 +229,9 @@ impl<F> Members<F> {
         let (place, _) = self.part(place);
         let gone = self.list.swap_remove(place);
         if let Some(index) = &mut self.index {
-            index.remove(&gone.slot());
+            index.places.remove(&gone.slot());
             if let Some(moved) = self.list.get(place) {
-                index.insert(moved.slot(), place as u32);
+                index.places.insert(moved.slot(), place as u32);
             }
         }
         if self.list.len() * 4 < self.list.capacity() {
@@ -211,6 +269,7 @@ impl<F> Audience<F> {
                 // Who was due for what waits was given it before this.
                 let (place, _) = members.part(place);
                 let known = std::mem::replace(&mut members.list[place], member);
+                members.settle(place);
                 self.tiers[known.tier()] -= 1;
                 self.tiers[member.tier()] += 1;
                 known.generation != member.generation
@@ -263,6 +322,9 @@ impl<F> Audience<F> {
         if members.list[place].generation != handle.generation() {
             return None;
         }
+        if members.list[place].is_at_once() {
+            return None;
+        }
         let (_, due) = members.part(place);
         members.laters.as_ref()?.0.get(due?)?.as_ref().map(|later| &later.what)
     }
@@ -278,7 +340,8 @@ impl<F> Audience<F> {
     ) -> Slice {
         let Some(members) = self.channels.get_mut(&channel) else { return Slice::Done };
         let Some(mut later) = members.take_later(which) else { return Slice::Done };
-        while most > 0 && later.left > 0 {
+        // Nobody in front is due for what may wait.
+        while most > 0 && later.left > members.front() {
             later.left -= 1;
             let member = members.list[later.left];
             if !member.is_in(later.tiers) {
@@ -292,7 +355,7 @@ impl<F> Audience<F> {
                 self.stale = self.stale.saturating_sub(1);
             }
         }
-        if later.left > 0 {
+        if later.left > members.front() {
             members.put_later(which, later);
             return Slice::More;
         }
@@ -310,8 +373,11 @@ impl<F> Audience<F> {
     /// Calls for each member in one of the tiers; those for whom it answers false are gone and taken out.
     pub fn each(&mut self, channel: ChannelId, tiers: Tiers, mut served: impl FnMut(Member) -> bool) {
         let Some(members) = self.channels.get_mut(&channel) else { return };
-        let mut place = 0;
-        while let Some(member) = members.list.get(place).copied() {
+        let is_for_front = tiers.0 & Tiers::AT_ONCE.0 != 0;
+        let is_for_others = members.index.is_none() || tiers.0 & !Tiers::AT_ONCE.0 != 0;
+        let mut place = if is_for_front { 0 } else { members.front() };
+        while is_for_others || place < members.front() {
+            let Some(member) = members.list.get(place).copied() else { break };
             if !member.is_in(tiers) || served(member) {
                 place += 1;
             } else {
@@ -339,6 +405,7 @@ impl<F> Audience<F> {
             for later in members.laters.iter_mut().flat_map(|laters| laters.0.iter_mut().flatten()) {
                 later.left = members.list[..later.left].iter().filter(|member| is_live(**member)).count();
             }
+            let front = members.list[..members.front()].iter().filter(|member| is_live(**member)).count();
             members.list.retain(|member| is_live(*member));
             for member in &members.list {
                 tiers[member.tier()] += 1;
@@ -348,7 +415,7 @@ impl<F> Audience<F> {
             if members.list.len() > INDEXED_ABOVE {
                 let places =
                     members.list.iter().enumerate().map(|(place, member)| (member.slot(), place as u32));
-                members.index = Some(Box::new(places.collect()));
+                members.index = Some(Box::new(Index { places: places.collect(), front }));
             }
             left += members.list.len();
             !members.list.is_empty()
@@ -450,6 +517,7 @@ mod tests {
     /// Slices between changes of every kind, against a model that gives everybody everything in the moment it comes.
     #[test]
     fn what_goes_in_slices_reaches_those_it_was_meant_for_once() {
+        let mut was_long = false;
         for seed in 0..200u64 {
             let mut random = seed;
             let mut next = move |most: u64| {
@@ -462,18 +530,21 @@ mod tests {
             let (mut given, mut expected) = (Vec::new(), Vec::new());
             let mut dead = std::collections::BTreeSet::new();
             let mut sent = 0;
-            for _ in 0..400 {
+            for step in 0..1_200 {
                 let slot = next(300) as u32;
                 let tier = Tier::ALL[next(5) as usize];
-                match next(6) {
-                    0 | 1 if !dead.contains(&slot) => {
+                // Many come, and then many leave: the list is long for a while.
+                let comes = step % 600 < 400;
+                let what = if next(2) == 0 { u64::from(!comes) * 2 } else { next(6) };
+                match what {
+                    0 | 1 if comes && !dead.contains(&slot) => {
                         if let Some(what) = audience.due_now(channel, handle(slot, 1)) {
                             given.push((*what, slot));
                         }
                         audience.add(channel, handle(slot, 1), tier);
                         tiers.insert(slot, tier);
                     }
-                    2 if !dead.contains(&slot) => {
+                    1 | 2 if !dead.contains(&slot) => {
                         if let Some(what) = audience.due_now(channel, handle(slot, 1)) {
                             given.push((*what, slot));
                         }
@@ -490,6 +561,25 @@ mod tests {
                             let meant = tiers.iter().filter(|(_, tier)| to.contains(**tier));
                             expected.extend(meant.map(|(slot, _)| (sent, *slot)));
                         }
+                    }
+                    5 if next(3) == 0 && !dead.contains(&slot) => {
+                        if let Some(what) = audience.due_now(channel, handle(slot, 1)) {
+                            given.push((*what, slot));
+                        }
+                    }
+                    4 if next(3) == 0 => {
+                        was_long |= audience.len_of(channel) > INDEXED_ABOVE;
+                        let to =
+                            [Tiers::AT_ONCE, Tiers::ALL, Tiers(0b11_0110), Tiers::WARM][next(4) as usize];
+                        let mut served = std::collections::BTreeSet::new();
+                        audience.each(channel, to, |member| {
+                            let is_live = !dead.contains(&member.slot());
+                            assert!(!is_live || served.insert(member.slot()), "seed {seed}: twice");
+                            is_live
+                        });
+                        let meant =
+                            tiers.iter().filter(|(_, tier)| to.contains(**tier)).map(|(slot, _)| *slot);
+                        assert!(meant.eq(served.iter().copied()), "seed {seed}");
                     }
                     4 if dead.len() < 40 => {
                         // Its connection ended: nobody says so.
@@ -534,5 +624,6 @@ mod tests {
             tiers.values().for_each(|tier| by_tier[*tier as usize] += 1);
             assert_eq!(audience.by_tier(), by_tier, "seed {seed}");
         }
+        assert!(was_long);
     }
 }
