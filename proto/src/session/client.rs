@@ -48,9 +48,11 @@ pub const PONG_TIME_MS: u64 = 15_000;
 pub const UNANSWERED_PING_MS: u64 = 5_000;
 /// So long before its time, and not within four fifths of [`limits::ACK_AFTER`], an ACK goes along with what the server sends.
 pub const ACK_ALONG_MS: u64 = 2_000;
-/// A heartbeat goes along with a head that the server tells when so much of it has passed and the next head would come too late, if it
-/// comes after as long a time as this one.
+/// A heartbeat goes along with a head that the server tells when so much of its time has passed and the next head, if it comes after as
+/// long a time as this one, would come too late:
 pub const PING_ALONG_PERCENT: u64 = 45;
+/// when so much has passed. That leaves a slow network a third of [`limits::IDLE_TIME_MAX`].
+pub const PING_ALONG_PERCENT_MAX: u64 = 125;
 /// An ACK rides with another frame at most once in so many milliseconds, so that busy senders stay within the rate
 /// of frames that are not sends.
 pub const ACK_RIDES_MS_MIN: u64 = 1_000;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     ACK_ALONG_MS, ACK_RIDES_MS_MIN, ClientSession, Ended, Event, NEVER, OUTGOING_FRAMES_MAX,
-    PING_ALONG_PERCENT, PONG_TIME_MS, Phase, UNANSWERED_PING_MS,
+    PING_ALONG_PERCENT, PING_ALONG_PERCENT_MAX, PONG_TIME_MS, Phase, UNANSWERED_PING_MS,
 };
 use crate::{
     frame,
@@ -138,10 +138,16 @@ impl ClientSession {
         if now_ms >= self.ack_along_at {
             return self.acknowledge(now_ms);
         }
-        let is_due = now_ms >= self.rested_at + self.heartbeat_ms * PING_ALONG_PERCENT / 100
-            && next_at >= self.heartbeat_at;
-        if self.phase == Phase::Open && self.alive_by == NEVER && is_due {
+        let along_at = |percent| self.rested_at + self.heartbeat_ms * percent / 100;
+        if self.phase != Phase::Open || self.alive_by != NEVER || now_ms < along_at(PING_ALONG_PERCENT) {
+            return;
+        }
+        if next_at >= along_at(PING_ALONG_PERCENT_MAX) {
             self.ping(now_ms, self.device.acks_confirmed >= self.device.ack_number);
+        } else if self.ping_at == self.heartbeat_at && next_at >= self.heartbeat_at {
+            // It waits for that one, and not for ever should it not come.
+            self.heartbeat_at = along_at(PING_ALONG_PERCENT_MAX);
+            self.ping_at = self.heartbeat_at;
         }
     }
 

@@ -221,17 +221,30 @@ fn a_heartbeat_goes_along_with_the_last_head_before_it() {
     assert!(sent[0].decode::<wire::Ping>().unwrap().quiet, "it lives, and there is nothing to confirm");
     // The next one is counted from there, and nobody waits for an answer.
     assert!(bench.session.deadline().unwrap() > rested + heartbeat_ms * 5 / 4);
-    // With heads every 5 s it goes along with the last one before its time; with heads every 20 s not alone in between.
-    for every in [5_000, 20_000] {
-        let mut due = bench.session.heartbeat_at;
+    // Whatever the time between heads, it goes along with the last one before five quarters, and never alone where that time stays so.
+    for every in [5_000, 6_500, 15_000, 20_000] {
+        bench.session.rest_until_ping(bench.now);
         for _ in 0..40 {
+            let rested = bench.session.rested_at;
             bench.wait(every);
             bench.take(told(8)).unwrap();
             let sent = bench.sent();
-            assert_eq!(sent.is_empty(), bench.now + every < due, "at {} of {due}", bench.now);
-            due = bench.session.heartbeat_at;
+            let is_last = bench.now + every >= rested + heartbeat_ms * 5 / 4;
+            assert_eq!(sent.len(), usize::from(is_last), "at {} of {rested}, every {every}", bench.now);
+            assert!(sent.iter().all(|ping| ping.decode::<wire::Ping>().unwrap().quiet));
         }
     }
+    // Heads that cease are not waited for.
+    for _ in 0..2 {
+        bench.wait(heartbeat_ms * 2 / 5);
+        bench.take(told(8)).unwrap();
+        assert_eq!(bench.sent_types(), []);
+    }
+    let left = bench.session.deadline().unwrap() - bench.now;
+    assert!(left <= heartbeat_ms * 45 / 100, "{left}");
+    bench.wait(left);
+    assert_eq!(bench.sent_types(), [FrameType::Ping]);
+    bench.take(short(FrameType::Pong, &wire::Pong::default())).unwrap();
     // With an acknowledgement that is not confirmed it asks.
     bench.take(deliver(ROOM, 0, 1)).unwrap();
     bench.wait(limits::ACK_AFTER.as_millis() as u64 * 6 / 5);
