@@ -35,7 +35,7 @@ const SECONDS_SCALING: u64 = 20;
 /// One group whose members are mostly passive: what tiers spare the server, and what they cost in time.
 ///
 /// A group of --memberships members, of whom --sessions have a session: 5 % active (8 of them have the channel on screen), 5 % warm,
-/// 90 % passive, half of these in the background. Four of those who have it on screen send messages of 128 bytes, --rate a second in all, by a schedule that
+/// 90 % passive, a tenth of these with the app on screen, on another channel or none (as much as people look at a messenger over a day), the others in the background. Four of those who have it on screen send messages of 128 bytes, --rate a second in all, by a schedule that
 /// does not wait for the server. Untiered, every session asks for full delivery. Tiered, sessions say what is on their screen, and before anything is
 /// measured the active ones send and read and the warm ones read. Each half has a server of its own, on a core of its own.
 ///

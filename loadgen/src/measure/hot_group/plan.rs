@@ -10,6 +10,8 @@ const SENDERS: usize = 4;
 const PART: usize = 20;
 /// One of so many of the passive and the absent is in the small group.
 pub const FACTOR: usize = 10;
+/// One of so many passive sessions has the app on its screen: more than people look at a messenger over a day.
+pub const ON_SCREEN: usize = 10;
 
 /// What a member is meant to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,15 +90,15 @@ impl Plan {
             _ if number < active => Role::Active,
             _ if number < active * 2 => Role::Warm,
             _ if number >= self.sessions => Role::Absent,
-            _ if number.is_multiple_of(2) => Role::Foreground,
+            _ if (number - active * 2).is_multiple_of(ON_SCREEN) => Role::Foreground,
             _ => Role::Background,
         }
     }
 
     /// Whether a number is in the small group, which has the same members up to the warm ones and a tenth of the others.
     pub fn is_in_small(self, number: usize) -> bool {
-        // By twos, so that half of them are in the foreground.
-        number < self.front() || ((number - self.front()) / 2).is_multiple_of(FACTOR)
+        // By tens, so that as many of them have the app on screen.
+        number < self.front() || ((number - self.front()) / ON_SCREEN).is_multiple_of(FACTOR)
     }
 }
 
@@ -109,7 +111,7 @@ mod tests {
         let plan = Plan::new(15_000, 50_000).unwrap();
         let count = |role| (0..50_000).filter(|number| plan.role(*number) == role).count();
         assert_eq!((count(Role::Visible) + count(Role::Active), count(Role::Warm)), (750, 750));
-        assert_eq!((count(Role::Foreground), count(Role::Background)), (6_750, 6_750));
+        assert_eq!((count(Role::Foreground), count(Role::Background)), (1_350, 12_150));
         assert_eq!((count(Role::Absent), plan.front()), (35_000, 1_500));
         assert!((0..plan.senders()).all(|number| plan.role(number) == Role::Visible));
         assert!(Plan::new(20, 100).is_err() && Plan::new(1_000, 999).is_err());
@@ -120,8 +122,8 @@ mod tests {
         let plan = Plan::new(15_000, 50_000).unwrap();
         let small = |role| (0..50_000).filter(|n| plan.role(*n) == role && plan.is_in_small(*n)).count();
         assert_eq!((small(Role::Active), small(Role::Warm)), (742, 750));
-        assert!((673..=677).contains(&small(Role::Foreground)), "{}", small(Role::Foreground));
-        assert!((673..=677).contains(&small(Role::Background)));
+        assert!((134..=136).contains(&small(Role::Foreground)), "{}", small(Role::Foreground));
+        assert!((1_210..=1_220).contains(&small(Role::Background)));
         assert!((3_490..=3_510).contains(&small(Role::Absent)));
     }
 }

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 
 use super::{
     HotGroup,
-    plan::{Plan, Role},
+    plan::{ON_SCREEN, Plan, Role},
     world::{Tallies, World},
 };
 use crate::{
@@ -245,22 +245,22 @@ impl Scene {
     pub async fn opened_round(&mut self, rate: f64, length: Duration, opens: f64) -> Result<Histogram<u64>> {
         self.begin(0).await?;
         let back_count = self.plan.sessions - self.plan.front();
-        // By two, so that it is those with the app on screen.
+        // By tens, so that it is those with the app on screen.
         let opening = async move |crowd: &mut Crowd<World>| {
             let began = Instant::now();
             let count = (opens * length.as_secs_f64()) as usize;
             for number in 0..count {
                 let at = began + Duration::from_secs_f64(number as f64 / opens);
                 tokio::time::sleep_until(at.into()).await;
-                let (member, before) = (number * 2 % back_count, number.checked_sub(SHOWN));
+                let (member, before) = (number * ON_SCREEN % back_count, number.checked_sub(SHOWN));
                 crowd.with(|stage| {
                     stage.load.open(member);
                     if let Some(before) = before {
-                        stage.load.leave(before * 2 % back_count);
+                        stage.load.leave(before * ON_SCREEN % back_count);
                     }
                 });
                 crowd.wake(member);
-                before.into_iter().for_each(|before| crowd.wake(before * 2 % back_count));
+                before.into_iter().for_each(|before| crowd.wake(before * ON_SCREEN % back_count));
             }
             crowd.until(|stage| (stage.load.opening() == 0, stage.load.moved)).await?;
             crowd.until(is_reached).await?;
@@ -336,8 +336,8 @@ impl Scene {
         drop(self.looks);
         fetched(&self.front, 0..front_count).await?;
         let step = (back_count / SAMPLE).max(1);
-        // By odd steps, so that both kinds of passive sessions are in it.
-        let step = step + usize::from(step.is_multiple_of(2));
+        // So that both kinds of passive sessions are in it, whatever the step.
+        let step = step + usize::from(step.is_multiple_of(ON_SCREEN));
         self.back.ask(async move |crowd| fetched(crowd, (0..back_count).step_by(step)).await).await?;
 
         let absent = self.plan.memberships - self.plan.sessions;
