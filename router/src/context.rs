@@ -79,8 +79,10 @@ pub struct RouterConfig {
 pub struct TierTimes {
     /// Members' activity decides. Else every session gets every entry at once.
     pub by_activity: bool,
-    /// Until warm sessions get what there is.
+    /// Until warm sessions get what there is,
     pub warm: Duration,
+    /// and how long that waits for a message which is being committed then.
+    pub commit: Duration,
     /// Until passive sessions are told the head while the app is on screen,
     pub passive: Duration,
     /// and while it is not.
@@ -94,6 +96,7 @@ impl Default for TierTimes {
         Self {
             by_activity: true,
             warm: Duration::from_millis(250),
+            commit: Duration::from_millis(20),
             passive: Duration::from_secs(5),
             background: Duration::from_secs(15),
             look: Duration::from_secs(30),
@@ -220,6 +223,8 @@ pub struct Context {
     pub block_order: Arc<Mutex<u64>>,
     /// What is to be read. Locked for one queue operation at a time.
     pub reads: Mutex<Reads>,
+    /// When the router was started.
+    pub began: tokio::time::Instant,
     /// Shards and readers; waited for at shutdown.
     pub tasks: TaskTracker,
 }

@@ -168,6 +168,7 @@ impl Router {
             read_only: AtomicBool::new(false),
             committed: (AtomicU64::new(0), AtomicU64::new(0)),
             reads: Mutex::default(),
+            began: tokio::time::Instant::now(),
             tasks: TaskTracker::new(),
         });
         start_shards(&context, &runtime, &recovered, owned, receivers);

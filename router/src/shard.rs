@@ -509,12 +509,12 @@ impl Shard {
             }
             Due::Warm(channel) => {
                 if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
-                    channel.tell_warm(&mut self.desk);
+                    channel.warm_due(&mut self.desk);
                 }
             }
             Due::Tell(channel, tier) => {
                 if let Some(Slot::Ready(channel)) = self.channels.get_mut(&channel) {
-                    channel.tell_passive(&mut self.desk, tier);
+                    channel.passive_due(&mut self.desk, tier);
                 }
             }
             Due::Held(channel) => {

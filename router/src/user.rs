@@ -317,7 +317,7 @@ impl User {
         device.seen_ms = desk.context.now_ms();
         let (acks_confirmed, generation) = (device.acks_confirmed, device.generation);
         let batch = CursorBatch { devices: vec![device.row(user, acks_confirmed)], ..Default::default() };
-        desk.context.cursors.push(Job { batch, then: None });
+        desk.context.cursors.push(Job { batch, then: None, is_soon: true });
         let before = device.session.replace(Session {
             handle: origin.handle,
             session: origin.session,
@@ -450,7 +450,7 @@ impl User {
     fn make_due(&mut self, desk: &mut Desk) {
         if !self.is_due {
             self.is_due = true;
-            desk.at(Instant::now() + desk.context.config.cursors_every, Due::Positions(self.id));
+            desk.at_together(desk.context.config.cursors_every, Due::Positions(self.id));
         }
     }
 
@@ -476,7 +476,7 @@ impl User {
             let row = open.row(user, open.acks);
             let then = Some((desk.shard, Written::Device(user, device, open.acks)));
             let batch = CursorBatch { positions, devices: vec![row], ..Default::default() };
-            desk.context.cursors.push(Job { batch, then });
+            desk.context.cursors.push(Job { batch, then, is_soon: false });
         }
         self.is_due = false;
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fanfare_storage::{StoreError, model::CursorBatch};
@@ -17,8 +17,10 @@ use crate::{
 pub const JOBS_MAX: usize = 16_384;
 /// Rows of one write.
 const ROWS_PER_WRITE_MAX: usize = 4_096;
-/// How long the first job waits for others.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long a job waits for others where somebody looks for what it writes,
+const GATHER_SOON: Duration = Duration::from_millis(20);
+/// and where nobody does: each write costs a flush, and what thousands of devices acknowledge would be one after the other.
+const GATHER: Duration = Duration::from_millis(500);
 /// How long until a failed write is tried again.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -28,11 +30,15 @@ pub struct Job {
     pub batch: CursorBatch,
     /// Told to that shard when they stand on disk.
     pub then: Option<(u16, Written)>,
+    /// Somebody looks for it.
+    pub is_soon: bool,
 }
 
 #[derive(Default)]
 struct Queued {
     jobs: VecDeque<Job>,
+    /// When the first of them has waited for long enough.
+    due: Option<Instant>,
     stopping: bool,
     /// Jobs that were queued and that are written, so far.
     pushed: u64,
@@ -63,14 +69,19 @@ impl CursorQueue {
     /// again).
     pub fn push(&self, job: Job) {
         let mut queued = self.lock();
-        let was_empty = queued.jobs.is_empty();
+        let due = Instant::now() + if job.is_soon { GATHER_SOON } else { GATHER };
         if queued.jobs.len() < JOBS_MAX * 2 {
             queued.jobs.push_back(job);
             queued.pushed += 1;
         }
+        let is_full = queued.jobs.len() == ROWS_PER_WRITE_MAX;
+        let is_sooner = is_full || queued.due.is_none_or(|before| due < before);
+        if is_sooner {
+            queued.due = Some(if is_full { Instant::now() } else { due });
+        }
         drop(queued);
-        // It waits for the first one only.
-        if was_empty {
+        // It knows when the first of them is due.
+        if is_sooner {
             self.wake.notify_one();
         }
     }
@@ -102,16 +113,18 @@ impl CursorQueue {
 
     fn take(&self) -> Option<Vec<Job>> {
         let mut queued = self.lock();
-        while queued.jobs.is_empty() {
-            if queued.stopping {
+        // What comes until the first one is due shares the flush.
+        loop {
+            if queued.stopping && queued.jobs.is_empty() {
                 return None;
             }
-            queued = self.wake.wait(queued).unwrap_or_else(PoisonError::into_inner);
+            let left = queued.due.map(|due| due.saturating_duration_since(Instant::now()));
+            queued = match left {
+                None => self.wake.wait(queued).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() || queued.stopping || queued.is_awaited => break,
+                Some(left) => self.wake.wait_timeout(queued, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
-        // What comes within a moment shares the flush.
-        let may_gather = |queued: &mut Queued| !queued.stopping && !queued.is_awaited;
-        let gathered = self.wake.wait_timeout_while(queued, GATHER, may_gather);
-        queued = gathered.unwrap_or_else(PoisonError::into_inner).0;
         let (mut taken, mut rows) = (Vec::new(), 0);
         while let Some(job) = queued.jobs.pop_front() {
             rows += job.batch.rows();
@@ -119,6 +132,10 @@ impl CursorQueue {
             if rows >= ROWS_PER_WRITE_MAX {
                 break;
             }
+        }
+        // What is left has waited as long as what was taken.
+        if queued.jobs.is_empty() {
+            queued.due = None;
         }
         Some(taken)
     }

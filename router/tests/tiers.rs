@@ -254,6 +254,75 @@ async fn warm_members_get_bundles_of_everything() {
 }
 
 #[tokio::test]
+async fn a_bundle_takes_a_message_along_that_is_being_committed() {
+    for (patience, bundles) in [(Duration::from_secs(60), 1), (Duration::from_millis(1), 2)] {
+        let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
+            quick(config);
+            config.activity.warm_of_mean = 0.0;
+            config.tiers.commit = patience;
+        })
+        .await;
+        let (channel, users, mut owner) = group(&house, 5).await;
+        let mut warm = Follower::new(&house, users[1], 2, foreground(&[])).await;
+        warm.types(channel).await;
+        warm.until_tier(channel, Tier::Warm).await;
+        let seq = owner.say(channel, "before").await;
+        warm.until_head(channel, seq).await;
+        let before = house.gateway.fanouts(channel);
+        let first = owner.say(channel, "first").await;
+        house.faulty.close_gate();
+        let request = owner.request();
+        owner.up(send_frame(channel, request, new_id(), text("second"), None)).await;
+        if bundles == 2 {
+            // Not for ever.
+            warm.until_head(channel, first).await;
+        } else {
+            // It would have come meanwhile.
+            tokio::time::sleep(Duration::from_millis(120)).await;
+            warm.pump().await;
+            assert!(warm.tip(channel) < first);
+        }
+        house.faulty.open_gate();
+        warm.until_head(channel, first + 1).await;
+        assert_eq!((warm.client.repeats(), warm.gaps), (0, 0));
+        // Each message to those who get it at once, and the bundles.
+        assert_eq!(house.gateway.fanouts(channel) - before, 2 + bundles);
+    }
+}
+
+#[tokio::test]
+async fn passive_members_do_not_wait_for_a_strain_that_is_over() {
+    let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
+        quick(config);
+        config.activity.warm_of_mean = 0.0;
+        config.tiers.passive = Duration::from_secs(1);
+    })
+    .await;
+    let (channel, users, mut owner) = group(&house, 5).await;
+    let mut warm = Follower::new(&house, users[1], 2, foreground(&[])).await;
+    warm.types(channel).await;
+    warm.until_tier(channel, Tier::Warm).await;
+    house.gateway.starve();
+    let stretched = async || house.router().admin().status().await.unwrap().counts.stretched;
+    while stretched().await < 5 {
+        owner.say(channel, "hello").await;
+    }
+    // At this strain they were to wait for half a minute.
+    let mut passive = Follower::new(&house, users[2], 3, foreground(&[])).await;
+    assert_eq!(passive.tier(channel), Some(Tier::Passive));
+    owner.say(channel, "hello").await;
+    house.gateway.feed();
+    let head = owner.say(channel, "hello").await;
+    let since = Instant::now();
+    while passive.notified.last().is_none_or(|told| *told < head) {
+        assert!(since.elapsed() < PATIENCE, "told {:?} of {head}", passive.notified.last());
+        owner.say(channel, "hello").await;
+        warm.pump().await;
+        passive.pump().await;
+    }
+}
+
+#[tokio::test]
 async fn who_is_named_gets_that_entry_at_once() {
     let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
         config.activity.small_members = 2;

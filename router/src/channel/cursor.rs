@@ -92,7 +92,8 @@ impl Channel {
         let cursors = self.cursors.take_dirty();
         let users = cursors.iter().map(|cursor| cursor.user).collect();
         let then = Some((desk.shard, Written::Channel(self.id(), users)));
-        desk.context.cursors.push(Job { batch: CursorBatch { cursors, ..Default::default() }, then });
+        let batch = CursorBatch { cursors, ..Default::default() };
+        desk.context.cursors.push(Job { batch, then, is_soon: self.is_direct() });
     }
 
     /// Those cursors stand on disk: in small channels the others are shown them, at most once a second.

@@ -308,6 +308,7 @@ impl Channel {
         if items.iter().any(|item| matches!(item.effect, Effect::Recalled(_))) {
             self.hurry_warm(desk);
         }
+        self.warm_goes_along(desk);
         self.put_off(desk);
     }
 

@@ -30,7 +30,7 @@ use crate::{
 
 /// Bytes of one bundle, and of what one session is sent when its tier rises; beyond it is told the head.
 const BUNDLE_BYTES: usize = 64 * 1024;
-/// The most that bundles and heads are handed over before their time.
+/// The most that heads are handed over before their time.
 const EARLY_MAX: Duration = Duration::from_millis(100);
 /// How long changed scores stay unwritten.
 const SCORES_EVERY: Duration = Duration::from_secs(30);
@@ -40,10 +40,12 @@ const LOOKS_EVERY_MS: u64 = 30_000;
 /// What of a channel waits for a time.
 #[derive(Debug, Default)]
 pub struct Waits {
-    /// A bundle for warm sessions.
-    warm: bool,
-    /// A NOTIFY for passive ones: with the app on screen, and not.
-    told: [bool; 2],
+    /// Since when there is something for warm sessions, and when that is looked at.
+    warm: Option<(Instant, Instant)>,
+    /// It is time, but for the commit that is under way.
+    warm_waits: bool,
+    /// Since when there is something to tell passive ones: with the app on screen, and not.
+    told: [Option<Instant>; 2],
     look: bool,
     /// The clock from which on it is time for that look, should its timer be late.
     look_ms: u64,
@@ -360,21 +362,54 @@ impl Channel {
             (sums.0 + warm, sums.1 + passive, sums.2 + at.count(Tier::Background))
         });
         let (now, times) = (Instant::now(), desk.context.config.tiers);
-        if warm > 0 && !std::mem::replace(&mut self.waits.warm, true) {
-            desk.at(now + desk.strain.warm(now, early(times.warm)), Due::Warm(self.id()));
+        if warm > 0 && self.waits.warm.is_none() {
+            self.look_at_warm(desk, now, now + times.warm);
         }
         let passives = [(passive, times.passive), (background, times.background)];
         for (number, (count, after)) in passives.into_iter().enumerate() {
-            if count > 0 && !std::mem::replace(&mut self.waits.told[number], true) {
+            if count > 0 && self.waits.told[number].is_none() {
+                self.waits.told[number] = Some(now);
                 let tier = if number == 0 { Tier::Passive } else { Tier::Background };
-                desk.at(now + desk.strain.passive(now, early(after)), Due::Tell(self.id(), tier));
+                desk.at(now + early(after), Due::Tell(self.id(), tier));
             }
         }
     }
 
-    /// The time of warm sessions has come.
-    pub fn tell_warm(&mut self, desk: &mut Desk) {
-        self.waits.warm = false;
+    fn look_at_warm(&mut self, desk: &mut Desk, since: Instant, due: Instant) {
+        self.waits.warm = Some((since, due));
+        desk.at(due, Due::Warm(self.id()));
+    }
+
+    /// The time of warm sessions has come, unless it is stretched as things stand now. A message that is being committed goes along: else
+    /// the same sessions were written to twice within a few milliseconds.
+    pub fn warm_due(&mut self, desk: &mut Desk) {
+        let (now, times) = (Instant::now(), desk.context.config.tiers);
+        let Some((since, due)) = self.waits.warm else { return };
+        if now < due {
+            // What this timer was for has gone; something else waits since.
+            return;
+        }
+        let stretched = since + desk.strain.warm(now, times.warm);
+        if now < stretched {
+            return self.look_at_warm(desk, since, stretched.min(now + times.warm));
+        }
+        if self.in_flight.is_some() && !self.waits.warm_waits {
+            self.waits.warm_waits = true;
+            return self.look_at_warm(desk, since, now + times.commit);
+        }
+        self.tell_warm(desk);
+    }
+
+    /// Messages were committed: a bundle that waited for them goes.
+    pub(super) fn warm_goes_along(&mut self, desk: &mut Desk) {
+        if self.waits.warm_waits {
+            self.tell_warm(desk);
+        }
+    }
+
+    /// Warm sessions get their bundles.
+    fn tell_warm(&mut self, desk: &mut Desk) {
+        (self.waits.warm, self.waits.warm_waits) = (None, false);
         let gateways: SmallVec<[GatewayId; 4]> = self.audience.gateways.iter().map(|at| at.gateway).collect();
         let mut is_all = true;
         for gateway in gateways {
@@ -423,10 +458,24 @@ impl Channel {
         }
     }
 
-    /// The time of passive sessions has come: one NOTIFY for each gateway, however many entries there were.
-    pub fn tell_passive(&mut self, desk: &mut Desk, tier: Tier) {
+    /// The time of passive sessions has come, unless it is stretched as things stand now: it may have been when it began, and they shall
+    /// not wait for what is over.
+    pub fn passive_due(&mut self, desk: &mut Desk, tier: Tier) {
+        let (now, times) = (Instant::now(), desk.context.config.tiers);
         let number = usize::from(tier == Tier::Background);
-        self.waits.told[number] = false;
+        let after = early(if number == 0 { times.passive } else { times.background });
+        let Some(since) = self.waits.told[number] else { return };
+        let stretched = since + desk.strain.passive(now, after);
+        if now < stretched {
+            return desk.at(stretched.min(now + after), Due::Tell(self.id(), tier));
+        }
+        self.waits.told[number] = None;
+        self.tell_passive(desk, tier);
+    }
+
+    /// One NOTIFY for each gateway, however many entries there were.
+    fn tell_passive(&mut self, desk: &mut Desk, tier: Tier) {
+        let number = usize::from(tier == Tier::Background);
         let (channel, heard) = (self.id(), self.heard);
         let oldest = self.audience.gateways.iter().map(|at| at.told[number]).min().unwrap_or(heard);
         if oldest >= heard {
@@ -501,7 +550,7 @@ impl Channel {
         }
         let activities = self.scores.take_dirty(self.id(), self.row.head);
         let batch = CursorBatch { activities, ..Default::default() };
-        desk.context.cursors.push(Job { batch, then: None });
+        desk.context.cursors.push(Job { batch, then: None, is_soon: false });
     }
 
     /// After the channel was read again: what was put off is put off anew.
