@@ -101,6 +101,11 @@ impl Server {
         self.process.log()
     }
 
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
     /// What its threads have spent so far.
     pub fn cpu(&self) -> Result<CpuTimes> {
         CpuTimes::of(self.pid)

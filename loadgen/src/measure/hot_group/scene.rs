@@ -157,7 +157,7 @@ impl Scene {
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         self.count().await?;
         let (mut tallies, late) = self.front.with(|stage| match stage.load.refused.take() {
-            Some(why) => bail!("{why}"),
+            Some(why) => bail!("{why}; the server's log ends with\n{}", self.server.log_tail()),
             None => Ok((stage.load.end_round(), stage.load.late)),
         })?;
         let passive = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.end_round()))).await?;
