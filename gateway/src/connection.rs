@@ -783,6 +783,7 @@ impl Connection {
     pub fn unsent(&mut self, frame: &Frame, now_ms: u64) {
         let Stage::Open(session) = &mut self.stage else { return };
         use FrameType::{Counts, Fetch, Open, Send};
+        metrics::counter!("fanfare_gateway_unsent_total").increment(1);
         if matches!(frame.frame_type(), Send | Fetch | Open | Counts) {
             session.request_failed();
         }

@@ -15,6 +15,10 @@ pub fn describe() {
         "Bytes that wait for slow readers, by lane"
     );
     describe_counter!("fanfare_gateway_closes_total", "Connections closed or refused, by error number");
+    describe_counter!(
+        "fanfare_gateway_unsent_total",
+        "Frames refused (RETRY_LATER) because their owner's inbox was full"
+    );
     describe_counter!("fanfare_gateway_refused_total", "Upgrades refused, by HTTP status");
     describe_counter!(
         "fanfare_gateway_shed_total",

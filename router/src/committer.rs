@@ -195,6 +195,8 @@ impl Committer {
                 }
                 // Senders must hear within the protocol's patience; what waits longer had no effect.
                 Room::Behind if since.elapsed() > Duration::from_secs(8) => {
+                    let status = self.drains.status();
+                    tracing::warn!(?status, "a commit is given up: the drains are behind");
                     return self.answer_failed(&batch, Code::RETRY_LATER, false);
                 }
                 Room::Behind => {}

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     committer::CommitQueue,
     event::Event,
+    meter,
     worker::{Post, Posts},
     writer::CursorQueue,
 };
@@ -155,14 +156,20 @@ pub struct Inbox {
     pub permits: Arc<Semaphore>,
 }
 
-/// Results that are handed over together.
+/// Results of brief reads that are handed over together.
 const READS_PER_POST: usize = 16;
 
 /// What is to be read from stores, and how many read.
 #[derive(Default)]
 pub struct Reads {
-    waiting: VecDeque<(u16, Read)>,
+    waiting: VecDeque<Waiting>,
     running: usize,
+}
+
+struct Waiting {
+    shard: u16,
+    read: Read,
+    is_brief: bool,
 }
 
 /// Makes an event of what it reads.
@@ -264,12 +271,26 @@ impl Context {
     /// A thread that has read one thing takes the next that waits: handing each to a thread of its own cost more than
     /// most reads.
     pub fn read(self: &Arc<Self>, shard: u16, read: impl FnOnce(&Context) -> Event + Send + 'static) -> bool {
+        self.read_later(Waiting { shard, read: Box::new(read), is_brief: false })
+    }
+
+    /// As [`Self::read`], for a few rows, of which many are read at once: results may wait for those of the next ones that are as brief.
+    pub fn read_briefly(
+        self: &Arc<Self>,
+        shard: u16,
+        read: impl FnOnce(&Context) -> Event + Send + 'static,
+    ) -> bool {
+        self.read_later(Waiting { shard, read: Box::new(read), is_brief: true })
+    }
+
+    fn read_later(self: &Arc<Self>, waiting: Waiting) -> bool {
         {
             let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
             if reads.waiting.len() >= self.config.readers_waiting_max {
+                meter::read_refused();
                 return false;
             }
-            reads.waiting.push_back((shard, Box::new(read)));
+            reads.waiting.push_back(waiting);
             if reads.running >= self.config.readers {
                 return true;
             }
@@ -290,7 +311,10 @@ impl Context {
                 next
             };
             let is_last = next.is_none();
-            if let Some((shard, read)) = next {
+            if let Some(Waiting { shard, read, is_brief }) = next {
+                if !is_brief && !done.is_empty() {
+                    self.post_all(done.drain(..));
+                }
                 match catch_unwind(AssertUnwindSafe(|| read(self))) {
                     Ok(event) => done.push((shard, event)),
                     Err(_) => tracing::error!(shard, "a reader panicked"),

@@ -40,6 +40,10 @@ pub fn describe() {
     describe_counter!("fanfare_router_pages_read_total", "Pages answered from the stores");
     describe_counter!("fanfare_router_corrupt_total", "Stored frames that did not match their hash");
     describe_counter!("fanfare_router_syncs_total", "SYNCs taken");
+    describe_counter!(
+        "fanfare_router_reads_refused_total",
+        "Reads refused because too many wait for the stores"
+    );
 }
 
 macro_rules! counters {
@@ -53,6 +57,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Too many reads wait.
+    read_refused = "fanfare_router_reads_refused_total";
     /// A send came.
     send = "fanfare_router_sends_total";
     /// It was a repeat.

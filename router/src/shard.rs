@@ -236,8 +236,11 @@ impl Shard {
         match self.channels.get_mut(&channel) {
             Some(Slot::Ready(ready)) => ready.touch(&mut self.desk, touch),
             Some(Slot::Loading { waiting, .. }) if waiting.len() < WAITING_MAX => waiting.push_back(touch),
-            // An end finds room always: each has a beginning that did.
-            Some(Slot::Loading { waiting, .. }) if matches!(touch, Touch::Unsubscribe(_)) => {
+            // Of a SYNC each session has one under way: all members of a large group come back while it is read. An end has a beginning
+            // that found room.
+            Some(Slot::Loading { waiting, .. })
+                if matches!(touch, Touch::Head { .. } | Touch::Subscribe(_) | Touch::Unsubscribe(_)) =>
+            {
                 waiting.push_back(touch);
             }
             Some(Slot::Loading { .. }) => refuse(&mut self.desk, channel, touch, Code::RETRY_LATER),
@@ -306,7 +309,7 @@ impl Shard {
                     _ => None,
                 };
                 self.users.insert(user, UserSlot::Loading(Box::new(VecDeque::from([touch]))));
-                let started = self.desk.context.read(self.desk.shard, move |context| {
+                let started = self.desk.context.read_briefly(self.desk.shard, move |context| {
                     Event::UserLoaded(user, load::user(&*context.metadata, &*context.lists, user, device))
                 });
                 if !started {
@@ -333,7 +336,7 @@ impl Shard {
             UserTouch::Open(open) => {
                 let device = open.origin.device;
                 user.wait_for_device(open);
-                let started = self.desk.context.read(self.desk.shard, move |context| {
+                let started = self.desk.context.read_briefly(self.desk.shard, move |context| {
                     let positions = context.metadata.positions(id, device).map_err(|error| {
                         tracing::warn!(user = %id, %error, "positions cannot be read");
                         load::code_of(&error)

@@ -13,7 +13,8 @@ use fanfare_proto::{
 };
 use fanfare_storage::model::User;
 use support::{
-    House, code, faulty::Fault, gateway::frames_of, id_at, membership, new_id, now_ms, text, text_of, whole,
+    House, code, faulty::Fault, gateway::frames_of, id_at, membership, new_id, now_ms, sync_frame, text,
+    text_of, whole,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -620,4 +621,32 @@ async fn draining_answers_what_is_in_flight_and_takes_nothing_new() {
     let ack: wire::SendAck = one.answer(request, &[FrameType::SendAck]).await.decode().unwrap();
     assert_eq!(ack.outcome(), wire::Outcome::Ok);
     stopping.await.unwrap();
+}
+
+/// More than may send to it meanwhile.
+#[tokio::test]
+async fn all_members_come_back_while_a_channel_is_read() {
+    let house = House::new().await;
+    let users = house.users(1_100).await;
+    let channel = house.group(users[0], &users[1..600]).await;
+    let mut owner = house.session(users[0], 1).await;
+    let outcome = owner.send(channel, membership(wire::MembershipChange::Joined, &users[600..])).await;
+    assert_eq!(outcome.outcome(), wire::Outcome::Ok);
+    let house = house.restart().await;
+    house.faulty.hold_channels(true);
+    let mut sessions = Vec::new();
+    for user in &users {
+        let session = house.open(*user, 2).await;
+        session.up(sync_frame(&[], 0)).await;
+        sessions.push(session);
+    }
+    // Whatever was refused is on its way by then.
+    for device in 3..5 {
+        house.open(users[0], device).await;
+    }
+    house.faulty.hold_channels(false);
+    for session in &mut sessions {
+        let synced: wire::Synced = session.frame(FrameType::Synced).await.decode().unwrap();
+        assert!(synced.channels.iter().any(|state| state.channel == channel.0));
+    }
 }

@@ -143,7 +143,8 @@ impl<L: Load> Stage<L> {
         if code == Code::RATE_LIMITED {
             self.limited += 1;
         } else {
-            self.failed.get_or_insert(format!("session {member}: {code} {}", error.text));
+            let what = if request.is_some() { "a request" } else { "SYNC or what has no number" };
+            self.failed.get_or_insert(format!("session {member}: {what} failed: {code} {}", error.text));
         }
     }
 }

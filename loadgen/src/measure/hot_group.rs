@@ -67,7 +67,7 @@ pub struct HotGroup {
     /// Messages a second.
     #[arg(long, default_value_t = 8.0, value_parser = rate)]
     pub rate: f64,
-    /// Seconds of each round; by default 60, with --scaling 20.
+    /// Seconds of each round; by default 120, with --scaling 20.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub seconds: Option<u64>,
     /// Visible and active members beside ten times the passive membership.

@@ -116,6 +116,8 @@ pub struct ClientSession {
     requests: VecDeque<u64>,
     last_request: u64,
     sync_window: Option<u32>,
+    /// How long the next SYNC that fails for a while waits at least, milliseconds.
+    sync_pause_ms: u64,
     screen: Option<wire::State>,
     /// Entries come by the tier of this session in each channel.
     is_tiered: bool,
@@ -135,6 +137,8 @@ pub struct ClientSession {
     /// From here on an ACK goes along with what the server sends.
     ack_along_at: u64,
     receipt_at: u64,
+    /// A SYNC that failed for a while is repeated then.
+    sync_at: u64,
     /// Next PING: at the heartbeat, or earlier to see whether a server that does not answer lives.
     ping_at: u64,
     heartbeat_at: u64,
@@ -188,6 +192,7 @@ impl ClientSession {
             requests: VecDeque::new(),
             last_request: 0,
             sync_window: options.sync,
+            sync_pause_ms: 0,
             screen: options.screen,
             is_tiered: options.delivery == wire::Delivery::Tiered,
             random: options.seed,
@@ -200,6 +205,7 @@ impl ClientSession {
             ack_along_at: NEVER,
             told_at: 0,
             receipt_at: NEVER,
+            sync_at: NEVER,
             ping_at: NEVER,
             heartbeat_at: NEVER,
             rested_at: now_ms,
@@ -354,7 +360,12 @@ impl ClientSession {
             }
             FrameType::Receipt => sink(Event::Receipt { channel, receipt: frame.decode()? }),
             FrameType::Typing => sink(Event::Typing { channel, typing: frame.decode()? }),
-            FrameType::Error => sink(Event::Failed(frame.decode()?)),
+            FrameType::Error => {
+                let error: wire::Error = frame.decode()?;
+                if !self.syncs_again(now_ms, &error) {
+                    sink(Event::Failed(error));
+                }
+            }
             FrameType::GoAway => sink(Event::GoAway(frame.decode()?)),
             FrameType::Pong => {
                 let pong: wire::Pong = frame.decode()?;

@@ -26,13 +26,33 @@ pub enum Fault {
     UnknownAfter,
 }
 
+/// Who passes waits while it is closed.
+#[derive(Default)]
+struct Gate(Mutex<bool>, Condvar);
+
+impl Gate {
+    fn set(&self, is_closed: bool) {
+        *self.0.lock().unwrap() = is_closed;
+        self.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut closed = self.0.lock().unwrap();
+        while *closed {
+            closed = self.1.wait(closed).unwrap();
+        }
+    }
+}
+
 pub struct Faulty {
     inner: Arc<dyn Metadata>,
     plan: Mutex<VecDeque<Fault>>,
     /// Reads of heads and outbox fail: an unknown outcome stays unknown.
     pub blind: std::sync::atomic::AtomicBool,
-    /// Commits stop here while it is closed.
-    gate: (Mutex<bool>, Condvar),
+    /// Commits stop here while it is closed,
+    gate: Gate,
+    /// and reads of channels here.
+    channels_gate: Gate,
     pub commits: std::sync::atomic::AtomicU64,
     /// Every id is somebody's.
     pub everybody_exists: std::sync::atomic::AtomicBool,
@@ -47,6 +67,7 @@ impl Faulty {
             plan: Mutex::default(),
             blind: Default::default(),
             gate: Default::default(),
+            channels_gate: Default::default(),
             commits: Default::default(),
             wrong_hashes: Default::default(),
             everybody_exists: Default::default(),
@@ -62,12 +83,15 @@ impl Faulty {
     }
 
     pub fn close_gate(&self) {
-        *self.gate.0.lock().unwrap() = true;
+        self.gate.set(true);
     }
 
     pub fn open_gate(&self) {
-        *self.gate.0.lock().unwrap() = false;
-        self.gate.1.notify_all();
+        self.gate.set(false);
+    }
+
+    pub fn hold_channels(&self, are_held: bool) {
+        self.channels_gate.set(are_held);
     }
 
     fn is_blind(&self) -> Result<(), StoreError> {
@@ -85,11 +109,7 @@ impl Metadata for Faulty {
         commits: &[ShardCommit],
         drained: &[OutboxRow],
     ) -> Result<Option<OutboxRow>, StoreError> {
-        let mut closed = self.gate.0.lock().unwrap();
-        while *closed {
-            closed = self.gate.1.wait(closed).unwrap();
-        }
-        drop(closed);
+        self.gate.pass();
         self.commits.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let fault = self.plan.lock().unwrap().pop_front().unwrap_or(Fault::None);
         match fault {
@@ -118,6 +138,7 @@ impl Metadata for Faulty {
     }
 
     fn channel(&self, channel: ChannelId) -> Result<Option<Channel>, StoreError> {
+        self.channels_gate.pass();
         self.is_blind()?;
         self.inner.channel(channel)
     }

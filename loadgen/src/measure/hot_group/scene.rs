@@ -156,10 +156,10 @@ impl Scene {
             .await?;
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         self.count().await?;
-        let (mut tallies, late) = self.front.with(|stage| match stage.load.refused.take() {
-            Some(why) => bail!("{why}; the server's log ends with\n{}", self.server.log_tail()),
-            None => Ok((stage.load.end_round(), stage.load.late)),
-        })?;
+        if let Some(why) = self.front.with(|stage| stage.load.refused.take()) {
+            bail!("{why}; {}the server's log ends with\n{}", self.refusals().await?, self.server.log_tail());
+        }
+        let (mut tallies, late) = self.front.with(|stage| (stage.load.end_round(), stage.load.late));
         let passive = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.end_round()))).await?;
         tallies.iter_mut().zip(&passive).for_each(|(all, passive)| all.add(passive));
         let grown = |now: Option<f64>, before: Option<f64>| Some(now? - before?);
@@ -206,7 +206,14 @@ impl Scene {
                     (sent.head() > before && sent.unanswered() == 0, stage.load.moved)
                 });
                 if !again.await? {
-                    bail!("messages under way at a kill were not acknowledged behind it");
+                    let why = self.front.with(|stage| stage.load.refused.take());
+                    bail!(
+                        "{} messages under way at a kill were not acknowledged behind it ({}); {}the server's log ends with\n{}",
+                        self.sent[0].unanswered(),
+                        why.unwrap_or_else(|| "nothing was refused".into()),
+                        self.refusals().await?,
+                        self.server.log_tail()
+                    );
                 }
                 longest = longest.max(since.elapsed());
                 from = Instant::now();
@@ -318,6 +325,23 @@ impl Scene {
     async fn count(&self) -> Result<()> {
         self.front.datagrams_received().await?;
         self.back.ask(async |crowd| crowd.datagrams_received().await).await.map(|_| ())
+    }
+
+    /// What the server counted of requests that it could not do then.
+    async fn refusals(&self) -> Result<String> {
+        let mut told = String::new();
+        for name in [
+            "fanfare_gateway_unsent_total",
+            "fanfare_router_refused_total",
+            "fanfare_router_reads_refused_total",
+            "fanfare_router_commits_failed_total",
+            "fanfare_router_commits_unknown_total",
+        ] {
+            if let Some(count) = self.server.admin.metric_sum(name).await? {
+                told.push_str(&format!("{name} {count}, "));
+            }
+        }
+        Ok(told)
     }
 
     async fn metrics(&self) -> Result<(Option<f64>, Option<f64>)> {

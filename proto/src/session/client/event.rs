@@ -137,7 +137,7 @@ pub enum Event {
         /// Why.
         error: wire::Error,
     },
-    /// A frame without a request number failed; `frame_type` says which.
+    /// A frame without a request number failed; `frame_type` says which. A SYNC that fails for a while is repeated, and nothing told of it.
     Failed(wire::Error),
     /// Reconnect within the window; the session goes on until then.
     GoAway(wire::GoAway),

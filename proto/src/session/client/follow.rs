@@ -16,6 +16,7 @@ impl ClientSession {
         for state in &synced.channels {
             self.follow(state, true, sink)?;
         }
+        self.sync_pause_ms = 0;
         if !synced.complete && !synced.cursor.is_empty() {
             let window = self.sync_window.unwrap_or(0);
             let next = wire::Sync { positions: Vec::new(), window, cursor: synced.cursor.clone() };

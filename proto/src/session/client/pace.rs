@@ -90,7 +90,7 @@ impl ClientSession {
 
     /// When [`Self::handle_timeout`] wants to be called; `None`: not by itself.
     pub fn deadline(&self) -> Option<u64> {
-        let next = self.ack_at.min(self.receipt_at).min(self.ping_at).min(self.alive_by);
+        let next = self.ack_at.min(self.receipt_at).min(self.sync_at).min(self.ping_at).min(self.alive_by);
         (next != NEVER && self.phase != Phase::Ended).then_some(next)
     }
 
@@ -109,6 +109,11 @@ impl ClientSession {
         }
         if now_ms >= self.receipt_at {
             self.send_receipts();
+        }
+        if now_ms >= self.sync_at
+            && let Some(window) = self.sync_window
+        {
+            self.sync(now_ms, window);
         }
         if now_ms >= self.ping_at && now_ms < self.heartbeat_at && self.requests.is_empty() {
             // What was asked has been answered meanwhile.

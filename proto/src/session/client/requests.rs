@@ -2,18 +2,22 @@
 
 use super::{ClientSession, NEVER, OUTGOING_FRAMES_MAX, Phase};
 use crate::{
-    error::Code,
+    error::{Code, Policy},
     frame,
     header::{FrameType, class, flags},
     ids::{ChannelId, Seq, UserId},
     limits, wire,
 };
 
+/// How long a SYNC waits that failed for a while, at least and at most.
+const SYNC_PAUSE_MS_MIN: u64 = 100;
+const SYNC_PAUSE_MS_MAX: u64 = 30_000;
+
 impl ClientSession {
     /// Asks where all channels stand, with every position that the server may not know; live frames follow. Done by itself after WELCOME where
     /// the options say so.
     pub fn sync(&mut self, now_ms: u64, window: u32) {
-        self.sync_window = Some(window);
+        (self.sync_window, self.sync_at) = (Some(window), NEVER);
         let mut positions = self.device.unconfirmed();
         // An ACK on its way when a connection broke may never have come: what it said is said again.
         for position in &positions {
@@ -33,6 +37,19 @@ impl ClientSession {
         }
         let sync = wire::Sync { positions, window, cursor: Default::default() };
         self.outgoing.push_back(frame::short(FrameType::Sync, class::CONTROL, &sync));
+    }
+
+    /// Whether a SYNC failed that is repeated by itself: after the time that the server names, which doubles from failure to failure.
+    pub(super) fn syncs_again(&mut self, now_ms: u64, error: &wire::Error) -> bool {
+        let is_passing = matches!(Code(error.code as u16).policy(), Policy::BackOff | Policy::Repeat);
+        if error.frame_type != FrameType::Sync as u32 || !is_passing || self.sync_window.is_none() {
+            return false;
+        }
+        let pause_ms =
+            self.sync_pause_ms.max(error.retry_after_ms.into()).clamp(SYNC_PAUSE_MS_MIN, SYNC_PAUSE_MS_MAX);
+        self.sync_pause_ms = pause_ms * 2;
+        self.sync_at = now_ms + self.jittered(pause_ms);
+        true
     }
 
     /// Sends one entry. `retry`: an earlier attempt with this client message id was made.

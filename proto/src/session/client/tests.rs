@@ -133,6 +133,35 @@ fn a_session_opens_with_hello_and_sync() {
 }
 
 #[test]
+fn a_sync_that_fails_for_a_while_is_repeated() {
+    let mut bench = Bench::open(0, 0);
+    bench.sent();
+    let failed = |code: Code, frame_type: FrameType| {
+        let error = wire::Error {
+            code: code.0.into(),
+            frame_type: frame_type as u32,
+            retry_after_ms: 500,
+            ..Default::default()
+        };
+        short(FrameType::Error, &error)
+    };
+    for longest_ms in [600, 1_200, 2_400] {
+        bench.take(failed(Code::RETRY_LATER, FrameType::Sync)).unwrap();
+        assert!(bench.events.is_empty());
+        let due = bench.session.deadline().unwrap();
+        assert!((bench.now + longest_ms * 2 / 3..=bench.now + longest_ms).contains(&due), "{due}");
+        bench.now = due;
+        bench.session.handle_timeout(due, &mut |_| panic!("nothing to tell"));
+        assert_eq!(bench.sent_types(), [FrameType::Sync]);
+    }
+    assert!(bench.session.deadline() > Some(bench.now + 5_000), "once for each failure");
+    for (code, frame_type) in [(Code::RETRY_LATER, FrameType::State), (Code::BAD_FIELD, FrameType::Sync)] {
+        bench.take(failed(code, frame_type)).unwrap();
+        assert!(matches!(bench.events.pop(), Some(Event::Failed(_))));
+    }
+}
+
+#[test]
 fn frames_out_of_their_time_end_the_session() {
     let mut bench = Bench::new(DeviceState::new(DeviceId(3)));
     bench.sent();
