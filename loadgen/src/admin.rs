@@ -47,6 +47,14 @@ impl Admin {
         Ok(sum_of(std::str::from_utf8(&text)?, name))
     }
 
+    /// The lines of metrics whose names begin so.
+    pub async fn metric_lines(&self, names: &[&str]) -> Result<Vec<String>> {
+        let text = self.answer("GET", "/metrics", "").await?;
+        let lines = std::str::from_utf8(&text)?.lines();
+        let wanted = lines.filter(|line| names.iter().any(|name| line.starts_with(name)));
+        Ok(wanted.map(str::to_owned).collect())
+    }
+
     async fn answer(&self, method: &str, path: &str, body: &str) -> Result<Vec<u8>> {
         let mut stream =
             TcpStream::connect(self.address).await.context("cannot reach the server's HTTP side")?;

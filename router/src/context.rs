@@ -82,7 +82,7 @@ pub struct TierTimes {
     pub by_activity: bool,
     /// Until warm sessions get what there is,
     pub warm: Duration,
-    /// and how much of that may be waiting for a message which is being committed.
+    /// and how long that waits for a message which is being committed then.
     pub commit: Duration,
     /// Until passive sessions are told the head while the app is on screen,
     pub passive: Duration,

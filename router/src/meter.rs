@@ -10,6 +10,10 @@ pub fn describe() {
     describe_counter!("fanfare_router_sends_total", "Sends taken from gateways");
     describe_counter!("fanfare_router_repeats_total", "Sends recognised as repeats");
     describe_counter!("fanfare_router_refused_total", "Sends that failed before they were sequenced");
+    describe_counter!(
+        "fanfare_router_retry_later_total",
+        "Sends that failed with RETRY_LATER before they were sequenced, by `why`"
+    );
     describe_counter!("fanfare_router_entries_total", "Entries committed");
     describe_counter!("fanfare_router_commits_failed_total", "Commits that had no effect");
     describe_counter!("fanfare_router_commits_unknown_total", "Commits whose outcome was unknown at first");
@@ -44,6 +48,11 @@ pub fn describe() {
         "fanfare_router_reads_refused_total",
         "Reads refused because too many wait for the stores"
     );
+}
+
+/// A send is refused with RETRY_LATER; rare.
+pub fn retry_later(why: &'static str) {
+    counter!("fanfare_router_retry_later_total", "why" => why).increment(1);
 }
 
 macro_rules! counters {

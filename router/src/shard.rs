@@ -16,7 +16,7 @@ use crate::{
     committer::{BYTES_PER_COMMIT_MAX, ENTRIES_PER_COMMIT_MAX, Unit},
     desk::{Desk, Due},
     event::{AdminAsk, Event, Touch, UnitOutcome, Word, Written},
-    frames, load, opens,
+    frames, load, meter, opens,
     opens::Opens,
     out::Out,
     send,
@@ -694,6 +694,9 @@ fn refuse(desk: &mut Desk, channel: ChannelId, touch: Touch, code: Code) {
                 FrameType::Send => code,
                 _ => Code::NOT_SERVED,
             };
+            if frame.frame_type() == FrameType::Send && code == Code::RETRY_LATER {
+                meter::retry_later("loading");
+            }
             let answer = match frame.frame_type() {
                 FrameType::Send => match send::parse(&frame, origin.user, desk.context.now_ms()) {
                     Ok(parsed) => frames::send_failed(channel, request, &parsed.client_message_id.0, code),

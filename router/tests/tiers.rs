@@ -259,7 +259,6 @@ async fn a_bundle_takes_a_message_along_that_is_being_committed() {
         let house = House::with(Arc::new(tempfile::tempdir().unwrap()), |config| {
             quick(config);
             config.activity.warm_of_mean = 0.0;
-            config.tiers.warm = Duration::from_millis(200);
             config.tiers.commit = patience;
         })
         .await;
@@ -279,7 +278,7 @@ async fn a_bundle_takes_a_message_along_that_is_being_committed() {
             warm.until_head(channel, first).await;
         } else {
             // It would have come meanwhile.
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            tokio::time::sleep(Duration::from_millis(120)).await;
             warm.pump().await;
             assert!(warm.tip(channel) < first);
         }

@@ -93,12 +93,14 @@ impl Channel {
         }
         self.in_flight = Some(flight);
         while let Some(waiting) = self.pending.pop_front() {
+            meter::retry_later("frozen");
             self.refuse(desk, waiting, Code::RETRY_LATER);
         }
     }
 
     /// Everything that waits fails: the channel is read again.
     pub fn fail_waiting(&mut self, desk: &mut Desk, code: Code) {
+        meter::retry_later("reload");
         while let Some(waiting) = self.pending.pop_front() {
             self.refuse(desk, waiting, code);
         }

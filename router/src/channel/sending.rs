@@ -63,6 +63,7 @@ impl Channel {
                 if attempts.len() < WAITING_ATTEMPTS_MAX {
                     return attempts.push(attempt);
                 }
+                meter::retry_later("attempts");
                 return refuse(self.id(), desk, Code::RETRY_LATER);
             }
             None => {}
@@ -73,7 +74,10 @@ impl Channel {
         let config = &desk.context.config;
         let is_full = self.pending.len() + self.parked.len() >= config.pending_sends_max
             || self.pending_bytes >= config.pending_bytes_max;
-        if is_frozen || is_full || desk.context.draining.load(std::sync::atomic::Ordering::Relaxed) {
+        let is_draining = desk.context.draining.load(std::sync::atomic::Ordering::Relaxed);
+        let hindered = [(is_frozen, "frozen"), (is_full, "full"), (is_draining, "draining")];
+        if let Some((_, why)) = hindered.into_iter().find(|(is, _)| *is) {
+            meter::retry_later(why);
             return refuse(self.id(), desk, Code::RETRY_LATER);
         }
         self.repeats.begin(key, parsed.fingerprint, Some(attempt));
@@ -209,6 +213,7 @@ impl Channel {
         if started {
             self.parked.insert(key, waiting);
         } else {
+            meter::retry_later("readers");
             self.refuse(desk, waiting, Code::RETRY_LATER);
         }
     }

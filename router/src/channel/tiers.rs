@@ -63,11 +63,6 @@ fn early(bound: Duration) -> Duration {
     bound - (bound / 10).min(EARLY_MAX)
 }
 
-/// When a bundle that is due within `bound` begins to look for a commit to wait for, so that it goes within it.
-fn before_a_commit(bound: Duration, commit: Duration) -> Duration {
-    bound - commit.min(bound / 2)
-}
-
 impl Channel {
     /// Whether members' activity decides anything here: not in direct channels and small groups, where everybody is active.
     fn is_tiered(&self, desk: &Desk) -> bool {
@@ -368,7 +363,7 @@ impl Channel {
         });
         let (now, times) = (Instant::now(), desk.context.config.tiers);
         if warm > 0 && self.waits.warm.is_none() {
-            self.look_at_warm(desk, now, now + before_a_commit(times.warm, times.commit));
+            self.look_at_warm(desk, now, now + times.warm);
         }
         let passives = [(passive, times.passive), (background, times.background)];
         for (number, (count, after)) in passives.into_iter().enumerate() {
@@ -386,7 +381,7 @@ impl Channel {
     }
 
     /// The time of warm sessions has come, unless it is stretched as things stand now. A message that is being committed goes along: else
-    /// the same sessions were written to twice within a few milliseconds. The time to wait for it is part of theirs.
+    /// the same sessions were written to twice within a few milliseconds.
     pub fn warm_due(&mut self, desk: &mut Desk) {
         let (now, times) = (Instant::now(), desk.context.config.tiers);
         let Some((since, due)) = self.waits.warm else { return };
@@ -394,13 +389,13 @@ impl Channel {
             // What this timer was for has gone; something else waits since.
             return;
         }
-        let stretched = since + before_a_commit(desk.strain.warm(now, times.warm), times.commit);
+        let stretched = since + desk.strain.warm(now, times.warm);
         if now < stretched {
             return self.look_at_warm(desk, since, stretched.min(now + times.warm));
         }
         if self.in_flight.is_some() && !self.waits.warm_waits {
             self.waits.warm_waits = true;
-            return self.look_at_warm(desk, since, now + times.commit.min(times.warm));
+            return self.look_at_warm(desk, since, now + times.commit);
         }
         self.tell_warm(desk);
     }

@@ -157,7 +157,11 @@ impl Scene {
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         self.count().await?;
         if let Some(why) = self.front.with(|stage| stage.load.refused.take()) {
-            bail!("{why}; {}the server's log ends with\n{}", self.refusals().await?, self.server.log_tail());
+            bail!(
+                "{why}; {}; the server's log ends with\n{}",
+                self.refusals().await?,
+                self.server.log_tail()
+            );
         }
         let (mut tallies, late) = self.front.with(|stage| (stage.load.end_round(), stage.load.late));
         let passive = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.end_round()))).await?;
@@ -208,7 +212,7 @@ impl Scene {
                 if !again.await? {
                     let why = self.front.with(|stage| stage.load.refused.take());
                     bail!(
-                        "{} messages under way at a kill were not acknowledged behind it ({}); {}the server's log ends with\n{}",
+                        "{} messages under way at a kill were not acknowledged behind it ({}); {}; the server's log ends with\n{}",
                         self.sent[0].unanswered(),
                         why.unwrap_or_else(|| "nothing was refused".into()),
                         self.refusals().await?,
@@ -329,19 +333,14 @@ impl Scene {
 
     /// What the server counted of requests that it could not do then.
     async fn refusals(&self) -> Result<String> {
-        let mut told = String::new();
-        for name in [
+        let names = [
             "fanfare_gateway_unsent_total",
             "fanfare_router_refused_total",
+            "fanfare_router_retry_later_total",
             "fanfare_router_reads_refused_total",
-            "fanfare_router_commits_failed_total",
-            "fanfare_router_commits_unknown_total",
-        ] {
-            if let Some(count) = self.server.admin.metric_sum(name).await? {
-                told.push_str(&format!("{name} {count}, "));
-            }
-        }
-        Ok(told)
+            "fanfare_router_commits_",
+        ];
+        Ok(self.server.admin.metric_lines(&names).await?.join(", "))
     }
 
     async fn metrics(&self) -> Result<(Option<f64>, Option<f64>)> {

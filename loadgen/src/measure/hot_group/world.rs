@@ -79,6 +79,8 @@ struct Seat {
     reads: VecDeque<(usize, u64, u64)>,
     /// Groups with a head that it was told of instead of being sent what leads there, which it fetches.
     missed: Vec<(usize, u64)>,
+    /// Up to where it did.
+    asked: Vec<(usize, u64)>,
     /// It fetches what it lacks.
     fetches: bool,
     fetching: bool,
@@ -346,16 +348,33 @@ impl World {
     /// Who follows a group fetches what it was only told of, as a screen would: else the server counts it as behind, and sends from there
     /// on when it comes back.
     fn transmit_missed(&mut self, member: usize, session: &mut ClientSession) {
-        for (group, mut head) in std::mem::take(&mut self.seats[member].missed) {
+        let seat = &mut self.seats[member];
+        for (group, head) in std::mem::take(&mut seat.missed) {
             let sent = self.groups[group].sent();
             let held = session.log(sent.channel()).map_or(0, |log| log.position);
-            while head > held {
-                let after = held.max(head.saturating_sub(u64::from(FETCH_MESSAGES)));
-                if let Err(code) = sent.fetch(session, after, head) {
-                    self.refused.get_or_insert(format!("a FETCH could not be made: {code}"));
-                    return;
+            let asked = match seat.asked.iter().position(|(of, _)| *of == group) {
+                Some(at) => at,
+                None => {
+                    seat.asked.push((group, held));
+                    seat.asked.len() - 1
                 }
-                head = after;
+            };
+            let upto = &mut seat.asked[asked].1;
+            *upto = held.max(*upto);
+            while *upto < head {
+                let next = head.min(*upto + u64::from(FETCH_MESSAGES));
+                match sent.fetch(session, *upto, next) {
+                    Ok(_) => *upto = next,
+                    Err(Code::TOO_MANY_IN_FLIGHT) => {
+                        // Once one of them is answered.
+                        seat.missed.push((group, head));
+                        break;
+                    }
+                    Err(code) => {
+                        self.refused.get_or_insert(format!("a FETCH could not be made: {code}"));
+                        return;
+                    }
+                }
             }
         }
     }
@@ -477,6 +496,7 @@ impl Load for World {
             seat.again.extend(unanswered);
             (seat.has_said, seat.fetching, seat.counted) = (false, false, Received::default());
             seat.missed.clear();
+            seat.asked.clear();
         }
         true
     }
