@@ -152,7 +152,9 @@ impl Scene {
         // What does not come is counted at the end.
         let sent = &self.sent[group];
         self.front
-            .until(|stage| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved))
+            .until(|stage| {
+                (stage.load.queued + sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved)
+            })
             .await?;
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         self.count().await?;
@@ -207,7 +209,7 @@ impl Scene {
                 let woken = self.senders();
                 let again = self.front.until(|stage| {
                     woken();
-                    (sent.head() > before && sent.unanswered() == 0, stage.load.moved)
+                    (sent.head() > before && stage.load.queued + sent.unanswered() == 0, stage.load.moved)
                 });
                 if !again.await? {
                     let why = self.front.with(|stage| stage.load.refused.take());
@@ -225,7 +227,9 @@ impl Scene {
         }
         let sent = &self.sent[0];
         self.front
-            .until(|stage| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved))
+            .until(|stage| {
+                (stage.load.queued + sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved)
+            })
             .await?;
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         let back = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.came_back))).await?;
@@ -287,8 +291,9 @@ impl Scene {
         let sending = async {
             self.send_by_schedule(0, rate, length).await;
             let sent = &self.sent[0];
-            let reached =
-                |stage: &Stage<World>| (sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved);
+            let reached = |stage: &Stage<World>| {
+                (stage.load.queued + sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved)
+            };
             self.front.until(reached).await
         };
         let (opened, sent) = tokio::join!(opened, sending);
@@ -434,14 +439,16 @@ async fn rehearse(front: &Crowd<World>, plan: Plan, sent: &[Sent]) -> Result<()>
         (0..plan.front()).filter(|number| matches!(plan.role(*number), Role::Visible | Role::Active));
     for number in sending {
         for (group, sent) in sent.iter().enumerate() {
-            let room = || sent.unanswered() + (REHEARSED as u64) <= REHEARSING_MAX;
-            front.until(|stage| (room() || stage.load.refused.is_some(), stage.load.moved)).await?;
+            let room = |stage: &Stage<World>| {
+                stage.load.queued + sent.unanswered() + (REHEARSED as u64) <= REHEARSING_MAX
+            };
+            front.until(|stage| (room(stage) || stage.load.refused.is_some(), stage.load.moved)).await?;
             front.with(|stage| (0..REHEARSED).for_each(|_| stage.load.send(number, group, Instant::now())));
             front.wake(number);
         }
     }
     let settled = |stage: &Stage<World>| {
-        let answered = sent.iter().all(|sent| sent.unanswered() == 0);
+        let answered = stage.load.queued == 0 && sent.iter().all(|sent| sent.unanswered() == 0);
         (answered && stage.load.is_reached() || stage.load.refused.is_some(), stage.load.moved)
     };
     let settled = front.until(settled).await?;

@@ -144,6 +144,8 @@ pub struct World {
     /// Entries and heads that came, for who waits for more.
     pub moved: usize,
     pub refused: Option<String>,
+    /// Messages that sessions are to send and have not sent yet.
+    pub queued: u64,
 }
 
 impl World {
@@ -171,6 +173,7 @@ impl World {
             returned_equal: 0,
             moved: 0,
             refused: None,
+            queued: 0,
         };
         world.begin(0);
         world
@@ -209,6 +212,7 @@ impl World {
 
     /// Has a session send a message that is meant to leave at `at`.
     pub fn send(&mut self, member: usize, group: usize, at: Instant) {
+        self.queued += 1;
         self.seats[member].sends.push_back((group, at));
     }
 
@@ -300,7 +304,7 @@ impl World {
 
     fn transmit_sends(&mut self, member: usize, session: &mut ClientSession, now_ms: u64) {
         while let Some((group, meant)) = self.seats[member].sends.pop_front() {
-            self.number += 1;
+            (self.number, self.queued) = (self.number + 1, self.queued - 1);
             self.late = self.late.max(meant.elapsed());
             let sent = self.groups[group].sent();
             match sent.send(session, now_ms, self.first + member, self.number, meant) {
