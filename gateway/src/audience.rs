@@ -8,7 +8,8 @@
 //! before a mark, and whoever is taken out or changes its tier leaves that part first. So each gets what was meant for it, once. There may be
 //! such frames for one tier beside others for another one, each with its mark: nobody waits for them.
 //!
-//! Members who get everything at once stand in front of a long list, so that a message costs what they are, and not what all are.
+//! Members who get everything at once stand in front of a long list, so that a message costs what they are, and not what all are. Where they
+//! are many it goes to them in slices as well, from the end of that front.
 
 use fanfare_proto::{
     ids::ChannelId,
@@ -52,8 +53,10 @@ impl Member {
     }
 }
 
-/// Tiers that may have frames on their way at the same time.
-const LATERS_MAX: usize = 3;
+/// The place of frames for those who get everything at once.
+pub(crate) const AT_ONCE: usize = 3;
+/// Frames that may be on their way at the same time, each for tiers of its own.
+const LATERS_MAX: usize = 4;
 
 /// Frames on their way to a channel's members, by the first tier that they are for.
 #[derive(Debug)]
@@ -76,6 +79,9 @@ struct Later<F> {
 
 /// Where frames for these tiers stand among those of their channel.
 pub(crate) fn place_of(tiers: Tiers) -> usize {
+    if tiers == Tiers::AT_ONCE {
+        return AT_ONCE;
+    }
     let may_wait = [Tier::Warm, Tier::Passive, Tier::Background];
     may_wait.iter().position(|tier| tiers.contains(*tier)).unwrap_or(0)
 }
@@ -128,7 +134,7 @@ impl<F> Members<F> {
         if let Some(index) = &mut self.index {
             index.places.insert(member.slot(), place as u32);
             self.settle(place);
-        } else if self.list.len() > INDEXED_ABOVE {
+        } else if self.list.len() > INDEXED_ABOVE && !self.is_on_its_way(AT_ONCE) {
             let places = self.list.iter().enumerate().map(|(place, member)| (member.slot(), place as u32));
             self.index = Some(Box::new(Index { places: places.collect(), front: 0 }));
             let at_once: Vec<u32> =
@@ -144,6 +150,19 @@ impl<F> Members<F> {
 
     fn front(&self) -> usize {
         self.index.as_ref().map_or(0, |index| index.front)
+    }
+
+    fn is_on_its_way(&self, which: usize) -> bool {
+        self.laters.as_ref().is_some_and(|laters| laters.0.get(which).is_some_and(Option::is_some))
+    }
+
+    /// A member in front stands behind it. Gives its place.
+    fn leave_front(&mut self, place: usize) -> usize {
+        let front = self.front();
+        let Some(index) = self.index.as_mut().filter(|_| place < front) else { return place };
+        index.front -= 1;
+        self.swap(place, front - 1);
+        front - 1
     }
 
     /// A member that stands behind all marks goes to the front if it belongs there: each part that it passes gives its first place for one
@@ -185,19 +204,19 @@ impl<F> Members<F> {
     /// Takes a member out of the front, and out of those who are still to be given what waits. Gives its place, and which frames it is due
     /// for: no two are for its tier.
     fn part(&mut self, mut place: usize) -> (usize, Option<usize>) {
-        let front = self.front();
-        if let Some(index) = self.index.as_mut().filter(|_| place < front) {
-            index.front -= 1;
-            self.swap(place, front - 1);
-            place = front - 1;
-        }
-        let Some(mut laters) = self.laters.take() else { return (place, None) };
+        let Some(mut laters) = self.laters.take() else { return (self.leave_front(place), None) };
         let mut due = None;
-        // From the shortest part on: whom the member changes places with has left that part already.
-        let mut order = [0, 1, 2];
-        order.sort_unstable_by_key(|which| laters.0[*which].as_ref().map_or(0, |later| later.left));
+        // From the shortest part on: whom the member changes places with has left that part already. What is for the front lies within it.
+        let mut order = [AT_ONCE, 0, 1, 2];
+        order.sort_by_key(|which| laters.0[*which].as_ref().map_or(0, |later| later.left));
         for which in order {
-            let Some(later) = laters.0[which].as_mut().filter(|later| place < later.left) else { continue };
+            let Some(later) = laters.0[which].as_mut() else { continue };
+            if which != AT_ONCE {
+                place = self.leave_front(place);
+            }
+            if place >= later.left {
+                continue;
+            }
             later.left -= 1;
             if self.list[place].is_in(later.tiers) {
                 due = Some(which);
@@ -207,7 +226,7 @@ impl<F> Members<F> {
             place = last;
         }
         self.laters = Some(laters);
-        (place, due)
+        (self.leave_front(place), due)
     }
 
     fn take_later(&mut self, which: usize) -> Option<Later<F>> {
@@ -303,8 +322,10 @@ impl<F> Audience<F> {
     /// anybody.
     pub fn give_later(&mut self, channel: ChannelId, tiers: Tiers, what: F) -> bool {
         let Some(members) = self.channels.get_mut(&channel) else { return false };
-        let left = members.list.len();
-        members.put_later(place_of(tiers), Later { what, tiers, left });
+        let which = place_of(tiers);
+        let left =
+            if which == AT_ONCE && members.index.is_some() { members.front() } else { members.list.len() };
+        members.put_later(which, Later { what, tiers, left });
         true
     }
 
@@ -322,10 +343,11 @@ impl<F> Audience<F> {
         if members.list[place].generation != handle.generation() {
             return None;
         }
-        if members.list[place].is_at_once() {
+        if members.list[place].is_at_once() && !members.is_on_its_way(AT_ONCE) {
             return None;
         }
-        let (_, due) = members.part(place);
+        let (place, due) = members.part(place);
+        members.settle(place);
         members.laters.as_ref()?.0.get(due?)?.as_ref().map(|later| &later.what)
     }
 
@@ -341,7 +363,8 @@ impl<F> Audience<F> {
         let Some(members) = self.channels.get_mut(&channel) else { return Slice::Done };
         let Some(mut later) = members.take_later(which) else { return Slice::Done };
         // Nobody in front is due for what may wait.
-        while most > 0 && later.left > members.front() {
+        let end = |members: &Members<F>| if which == AT_ONCE { 0 } else { members.front() };
+        while most > 0 && later.left > end(members) {
             later.left -= 1;
             let member = members.list[later.left];
             if !member.is_in(later.tiers) {
@@ -355,7 +378,7 @@ impl<F> Audience<F> {
                 self.stale = self.stale.saturating_sub(1);
             }
         }
-        if later.left > members.front() {
+        if later.left > end(members) {
             members.put_later(which, later);
             return Slice::More;
         }
@@ -368,6 +391,17 @@ impl<F> Audience<F> {
     /// How many of a channel are here, those included that have just gone.
     pub fn len_of(&self, channel: ChannelId) -> usize {
         self.channels.get(&channel).map_or(0, |members| members.list.len())
+    }
+
+    /// How many of a long list get everything at once, those included that have just gone.
+    pub fn front_of(&self, channel: ChannelId) -> usize {
+        self.channels.get(&channel).map_or(0, Members::front)
+    }
+
+    /// Whether a connection is in a channel.
+    pub fn holds(&self, channel: ChannelId, handle: Handle) -> bool {
+        let Some(members) = self.channels.get(&channel) else { return false };
+        members.find(handle.slot()).is_some_and(|place| members.list[place].generation == handle.generation())
     }
 
     /// Calls for each member in one of the tiers; those for whom it answers false are gone and taken out.
@@ -411,8 +445,7 @@ impl<F> Audience<F> {
                 tiers[member.tier()] += 1;
             }
             members.list.shrink_to_fit();
-            members.index = None;
-            if members.list.len() > INDEXED_ABOVE {
+            if members.index.take().is_some() && members.list.len() > INDEXED_ABOVE {
                 let places =
                     members.list.iter().enumerate().map(|(place, member)| (member.slot(), place as u32));
                 members.index = Some(Box::new(Index { places: places.collect(), front }));
@@ -552,7 +585,8 @@ mod tests {
                     }
                     3 => {
                         let to =
-                            [Tiers::WARM, Tiers(0b1000), Tiers(0b1_0000), Tiers(0b1_1000)][next(4) as usize];
+                            [Tiers::WARM, Tiers(0b1000), Tiers(0b1_0000), Tiers(0b1_1000), Tiers::AT_ONCE]
+                                [next(5) as usize];
                         if audience.on_their_way(channel, to).is_some() {
                             continue;
                         }
@@ -592,7 +626,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        let (which, most) = (next(3) as usize, next(40) as usize + 1);
+                        let (which, most) = (next(4) as usize, next(40) as usize + 1);
                         audience.slice(channel, which, most, |what, member| {
                             let is_live = !dead.contains(&member.slot());
                             if is_live {

@@ -1,6 +1,8 @@
 //! Gathering: the frames of a channel that came in one pass of the lane are laid side by side once, behind room for a
 //! WebSocket header, and every recipient's write shares that buffer.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use fanfare_proto::{
     header::{FrameType, Header, class},
@@ -87,6 +89,29 @@ impl Gather {
     }
 }
 
+/// The first of what waits for the same readers, and with it what comes behind it, as far as it is entries and fits into one buffer.
+pub(crate) fn join(waiting: &mut VecDeque<Gathered>) -> Option<Gathered> {
+    let first = waiting.pop_front()?;
+    let mut bytes = first.chunk.bytes.len();
+    let fits = |next: &&Gathered| {
+        bytes += next.chunk.bytes.len();
+        bytes <= GATHER_BYTES_MAX && next.chunk.kind == Kind::Entries && next.tiers == first.tiers
+    };
+    let behind = waiting.iter().take_while(fits).count();
+    if behind == 0 || first.chunk.kind != Kind::Entries {
+        return Some(first);
+    }
+    let (channel, tiers, kind) = (first.chunk.channel, first.tiers, first.chunk.kind);
+    let mut buffer = Vec::with_capacity(GATHER_BYTES_MAX);
+    buffer.extend_from_slice(&[0; SERVER_HEADER_BYTES_MAX]);
+    let mut entries = 0;
+    for part in std::iter::once(first).chain(waiting.drain(..behind)) {
+        buffer.extend_from_slice(&part.chunk.frames());
+        entries += part.entries;
+    }
+    Some(Gathered { chunk: Chunk::seal(buffer, kind, channel), tiers, entries })
+}
+
 /// How many of the first bytes are whole frames within `most`; one frame at least, all where the bytes are no frames.
 fn whole_frames(bytes: &[u8], most: usize) -> usize {
     let mut end = 0;
@@ -136,6 +161,31 @@ mod tests {
         let body =
             wire::Entry { content: Some(wire::entry::Content::Message(message)), ..Default::default() };
         frame::routed(FrameType::Deliver, class::MESSAGE, 0, 0, ChannelId(1), seq, &body)
+    }
+
+    #[test]
+    fn what_waits_is_joined_as_far_as_it_is_entries_and_fits() {
+        let gathered = |frames: &Bytes| {
+            let mut gathers = Gathers::default();
+            gathers.add(ChannelId(1), Tiers::AT_ONCE, frames, |_| unreachable!("it fits"));
+            gathers.take(ChannelId(1)).expect("added")
+        };
+        let frames: Vec<Bytes> = (1..=20).map(|seq| deliver(seq, 1_000)).collect();
+        let mut waiting: VecDeque<Gathered> = frames.iter().map(gathered).collect();
+        waiting.insert(3, gathered(&typing()));
+        waiting.push_back(gathered(&typing()));
+        let mut joined = Vec::new();
+        while let Some(one) = join(&mut waiting) {
+            assert!(one.chunk.bytes.len() <= GATHER_BYTES_MAX);
+            joined.push(one);
+        }
+        let kinds: Vec<Kind> = joined.iter().map(|one| one.chunk.kind).collect();
+        assert_eq!(kinds, [Kind::Entries, Kind::Hint, Kind::Entries, Kind::Entries, Kind::Hint]);
+        assert_eq!(joined[0].entries, 3);
+        assert_eq!(joined.iter().map(|one| one.entries).sum::<u64>(), 20);
+        let entries = joined.iter().filter(|one| one.chunk.kind == Kind::Entries);
+        let sent: Vec<u8> = entries.flat_map(|one| one.chunk.frames().to_vec()).collect();
+        assert_eq!(sent, frames.concat());
     }
 
     fn typing() -> Bytes {

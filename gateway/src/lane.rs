@@ -7,6 +7,7 @@
 
 mod later;
 mod look;
+mod wide;
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,6 +30,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::task::TaskTracker;
+use wide::Wides;
 
 use crate::{
     audience::Audience,
@@ -111,6 +113,7 @@ struct State {
     /// Those that are written behind all others.
     late: Vec<u32>,
     later: Laters,
+    wide: Wides,
     next_generation: u32,
     sweeps: u32,
     /// Everybody is sent away; when the lane ends at the latest.
@@ -168,6 +171,7 @@ impl Lane {
             dirty: Vec::new(),
             late: Vec::new(),
             later: Laters::default(),
+            wide: Wides::default(),
             next_generation: 1,
             sweeps: 0,
             closing_by_ms: None,
@@ -205,7 +209,7 @@ impl Lane {
         loop {
             let (closing, has_later) = {
                 let state = self.state.borrow();
-                (state.closing_by_ms.is_some(), !state.later.is_empty())
+                (state.closing_by_ms.is_some(), !state.has_nothing_on_its_way())
             };
             let acks_since = self.ups.borrow().acks_since;
             let acks_due = acks_since.unwrap_or_else(Instant::now) + ACKS_WAIT;
@@ -226,13 +230,18 @@ impl Lane {
                 let mut items = items.drain(..).peekable();
                 while items.peek().is_some() {
                     self.pass(&mut items);
+                    self.guarded(|| _ = self.slice_wide());
                     // Reads, and what QUIC has to do, go between passes.
                     tokio::task::yield_now().await;
                     self.look(&mut ready);
                 }
             }
             // What may wait goes where nothing else is there to be done, a slice at a time.
-            self.guarded(|| self.slice());
+            self.guarded(|| {
+                if !self.slice_wide() {
+                    self.slice();
+                }
+            });
             if items.capacity() > INBOX_KEPT {
                 items = Vec::new();
             }
@@ -707,7 +716,7 @@ impl State {
     /// state the reply tells, and of all channels where it tells of all. Answers to requests have no order with entries.
     fn settle(&mut self, shared: &Shared, handle: Handle, frames: &[u8], now_ms: u64) {
         let mut at = 0;
-        while !(self.gathers.is_empty() && self.later.is_empty())
+        while !(self.gathers.is_empty() && self.has_nothing_on_its_way())
             && let Ok(Some(header)) = Header::parse(frames.get(at..).unwrap_or_default())
         {
             use FrameType::{Channel, Deliver, Gap, Notify, Synced};
@@ -757,6 +766,7 @@ impl State {
 
     /// Gives a gathered buffer to its readers: one reference each. Written now, or with all else that is for them.
     fn assign(&mut self, shared: &Shared, gathered: Gathered, is_now: bool, now_ms: u64) {
+        let Some(gathered) = self.take_wide(shared, gathered, now_ms) else { return };
         let Self { connections, audience, dirty, .. } = self;
         let Gathered { chunk, tiers, entries } = gathered;
         let mut taken = 0;

@@ -55,6 +55,8 @@ struct World {
     views: HashMap<(u32, u64), Option<Seen>>,
     /// Frames that are lost: of each session every so many.
     lost: Option<u64>,
+    /// By session and user.
+    lost_in_a_row: HashMap<(u32, u64), u8>,
     counts: HashMap<u32, u64>,
     told: u64,
     written: HashMap<u64, Vec<(u64, u64)>>,
@@ -71,6 +73,7 @@ impl World {
             lists_before: HashMap::new(),
             views: HashMap::new(),
             lost: None,
+            lost_in_a_row: HashMap::new(),
             counts: HashMap::new(),
             told: 0,
             written: HashMap::new(),
@@ -153,7 +156,16 @@ impl World {
             self.told += 1;
             let count = self.counts.entry(number).or_insert(0);
             *count += 1;
-            if self.lost.is_some_and(|every| count.is_multiple_of(every)) {
+            // What is told is told three times: the third time in a row it comes.
+            let of_told = told.users.iter().map(|(user, _)| (number, user.0));
+            let may_be_lost =
+                of_told.clone().all(|key| self.lost_in_a_row.get(&key).is_none_or(|lost| *lost < 2));
+            let is_lost = self.lost.is_some_and(|every| count.is_multiple_of(every)) && may_be_lost;
+            for key in of_told {
+                let lost = self.lost_in_a_row.entry(key).or_insert(0);
+                *lost = if is_lost { *lost + 1 } else { 0 };
+            }
+            if is_lost {
                 continue;
             }
             let list = self.lists.get(&number).expect("who is told watches");

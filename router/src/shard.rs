@@ -25,6 +25,8 @@ use crate::{
 
 /// Events that may wait for one channel or user to be loaded.
 const WAITING_MAX: usize = 1_024;
+/// Of sessions that come back, in the same place: all of a large group may at once, and nobody may come again and again while a store is away.
+const RETURNS_WAITING_MAX: usize = 262_144;
 /// Between two looks at what is idle.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long sends wait before the commit queue is asked again.
@@ -236,12 +238,15 @@ impl Shard {
         match self.channels.get_mut(&channel) {
             Some(Slot::Ready(ready)) => ready.touch(&mut self.desk, touch),
             Some(Slot::Loading { waiting, .. }) if waiting.len() < WAITING_MAX => waiting.push_back(touch),
-            // Of a SYNC each session has one under way: all members of a large group come back while it is read. An end has a beginning
-            // that found room.
             Some(Slot::Loading { waiting, .. })
-                if matches!(touch, Touch::Head { .. } | Touch::Subscribe(_) | Touch::Unsubscribe(_)) =>
+                if matches!(touch, Touch::Head { .. } | Touch::Subscribe(_))
+                    && waiting.len() < RETURNS_WAITING_MAX =>
             {
                 waiting.push_back(touch);
+            }
+            // An end has a beginning that found room.
+            Some(Slot::Loading { waiting, .. }) if matches!(touch, Touch::Unsubscribe(_)) => {
+                waiting.push_back(touch)
             }
             Some(Slot::Loading { .. }) => refuse(&mut self.desk, channel, touch, Code::RETRY_LATER),
             // What only matters to a channel in memory does not load it.

@@ -804,7 +804,7 @@ pub fn tier_bounds(times: &TierTimes) -> Value {
         "by": if times.by_activity { "activity" } else { "nothing" },
         "visible_ms": 0,
         "active_ms": 0,
-        "warm_ms": (times.warm + times.commit).as_millis() as u64,
+        "warm_ms": times.warm.as_millis() as u64,
         "passive_ms": times.passive.as_millis() as u64,
         "background_ms": times.background.as_millis() as u64,
     })

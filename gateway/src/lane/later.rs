@@ -23,8 +23,8 @@ use crate::{
     shared::Shared,
 };
 
-/// Members that one slice serves: a fraction of a millisecond.
-const SLICE: usize = 128;
+/// Members that one slice serves: less than half a millisecond.
+pub(super) const SLICE: usize = 64;
 
 /// What the owner is given back when everybody has the frames.
 pub(super) struct Credit {
@@ -137,7 +137,7 @@ impl State {
         }
     }
 
-    fn serve_later(
+    pub(super) fn serve_later(
         &mut self,
         shared: &Shared,
         (channel, place): (ChannelId, usize),
@@ -174,7 +174,8 @@ impl State {
 
     /// A member is about to be given something else of the channel, or to be served otherwise: what is on its way to it goes first.
     pub(super) fn hurry(&mut self, shared: &Shared, channel: ChannelId, handle: Handle, now_ms: u64) {
-        if self.later.is_empty() {
+        self.settle_wide(shared, channel, now_ms);
+        if self.has_nothing_on_its_way() {
             return;
         }
         let Self { connections, audience, dirty, .. } = self;
@@ -194,8 +195,12 @@ impl State {
     pub(super) fn hurry_all(&mut self, shared: &Shared, handle: Handle, now_ms: u64) {
         let waiting = self.later.warm.iter().chain(&self.later.others);
         let waiting: Vec<ChannelId> = waiting.map(|one| one.channel).collect();
-        for channel in waiting {
+        for channel in waiting.into_iter().chain(self.wide_of(handle)) {
             self.hurry(shared, channel, handle, now_ms);
         }
+    }
+
+    pub(super) fn has_nothing_on_its_way(&self) -> bool {
+        self.later.is_empty() && self.wide.is_empty()
     }
 }

@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
-use fanfare_proto::ws::{Opcode, client_frame};
+use fanfare_proto::{
+    Frame,
+    ws::{Opcode, client_frame},
+};
 
 use super::House;
 
 /// The largest message that is read here.
-const MESSAGE_BYTES: usize = 16 * 1024;
+const MESSAGE_BYTES: usize = 17 * 1024;
 
 /// A WebSocket session in the audience of [`super::CHANNEL`]. What is not said within 10 s is an error.
 pub fn session(house: &House, user: u64) -> TcpStream {
@@ -34,6 +37,16 @@ pub fn session(house: &House, user: u64) -> TcpStream {
 
 /// Reads one message; its bytes.
 pub fn message(stream: &mut TcpStream) -> usize {
+    read(stream, &mut [0; MESSAGE_BYTES]).len()
+}
+
+/// The frames of the next message.
+pub fn frames(stream: &mut TcpStream) -> Vec<Frame> {
+    let bytes = read(stream, &mut [0; MESSAGE_BYTES]).to_vec();
+    Frame::iter(bytes.into()).collect::<Result<_, _>>().unwrap()
+}
+
+fn read<'b>(stream: &mut TcpStream, payload: &'b mut [u8; MESSAGE_BYTES]) -> &'b [u8] {
     let mut header = [0; 4];
     stream.read_exact(&mut header[..2]).unwrap();
     let mut length = usize::from(header[1]);
@@ -41,7 +54,6 @@ pub fn message(stream: &mut TcpStream) -> usize {
         stream.read_exact(&mut header[2..4]).unwrap();
         length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     }
-    let mut payload = [0; MESSAGE_BYTES];
     stream.read_exact(&mut payload[..length]).unwrap();
-    length
+    &payload[..length]
 }

@@ -60,6 +60,14 @@ impl Router {
         self.down.get().expect("connected").send(3, down);
     }
 
+    /// Several at once: they are there in one pass of a lane.
+    pub fn downs(&self, downs: impl IntoIterator<Item = Down>) {
+        let mut downs: Vec<_> = downs.into_iter().map(|down| (3, down)).collect();
+        let charged: u32 = downs.iter().map(|(_, down)| down.charge_bytes()).sum();
+        self.charged.fetch_add(charged.into(), Ordering::Relaxed);
+        self.down.get().expect("connected").send_all(&mut downs);
+    }
+
     pub fn reply(&self, handle: Handle, frames: impl Into<Bytes>) {
         self.down(Down::Reply { handle, frames: frames.into() });
     }

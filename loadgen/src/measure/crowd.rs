@@ -143,7 +143,7 @@ impl<L: Load> Stage<L> {
         if code == Code::RATE_LIMITED {
             self.limited += 1;
         } else {
-            let what = if request.is_some() { "a request" } else { "SYNC or what has no number" };
+            let what = if request.is_some() { "a request" } else { "a frame without a number" };
             self.failed.get_or_insert(format!("session {member}: {what} failed: {code} {}", error.text));
         }
     }

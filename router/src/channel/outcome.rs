@@ -100,11 +100,10 @@ impl Channel {
 
     /// Everything that waits fails: the channel is read again.
     pub fn fail_waiting(&mut self, desk: &mut Desk, code: Code) {
-        meter::retry_later("reload");
-        while let Some(waiting) = self.pending.pop_front() {
-            self.refuse(desk, waiting, code);
-        }
-        for (_, waiting) in std::mem::take(&mut self.parked) {
+        let pending = std::mem::take(&mut self.pending);
+        let parked = std::mem::take(&mut self.parked);
+        for waiting in pending.into_iter().chain(parked.into_iter().map(|(_, waiting)| waiting)) {
+            meter::retry_later("reload");
             self.refuse(desk, waiting, code);
         }
     }

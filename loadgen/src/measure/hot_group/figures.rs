@@ -226,8 +226,7 @@ impl Halves {
             delay_us_p99: of_tiers(|tier| tier.delay_us_p99),
             delay_us_bound: BTreeMap::from([
                 ("active", 20_000),
-                // With the time that a bundle waits for a message which is being committed.
-                ("warm", 270_000),
+                ("warm", 250_000),
                 ("passive_foreground", 5_000_000),
                 ("passive_background", 15_000_000),
                 ("passive", 15_000_000),

@@ -152,9 +152,7 @@ impl Scene {
         // What does not come is counted at the end.
         let sent = &self.sent[group];
         self.front
-            .until(|stage| {
-                (stage.load.queued + sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved)
-            })
+            .until(|stage| (stage.load.unanswered(sent) == 0 && stage.load.is_reached(), stage.load.moved))
             .await?;
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         self.count().await?;
@@ -209,7 +207,7 @@ impl Scene {
                 let woken = self.senders();
                 let again = self.front.until(|stage| {
                     woken();
-                    (sent.head() > before && stage.load.queued + sent.unanswered() == 0, stage.load.moved)
+                    (sent.head() > before && stage.load.unanswered(sent) == 0, stage.load.moved)
                 });
                 if !again.await? {
                     let why = self.front.with(|stage| stage.load.refused.take());
@@ -227,9 +225,7 @@ impl Scene {
         }
         let sent = &self.sent[0];
         self.front
-            .until(|stage| {
-                (stage.load.queued + sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved)
-            })
+            .until(|stage| (stage.load.unanswered(sent) == 0 && stage.load.is_reached(), stage.load.moved))
             .await?;
         self.back.ask(async |crowd| crowd.until(is_reached).await).await?;
         let back = self.back.ask(async |crowd| Ok(crowd.with(|stage| stage.load.came_back))).await?;
@@ -292,7 +288,7 @@ impl Scene {
             self.send_by_schedule(0, rate, length).await;
             let sent = &self.sent[0];
             let reached = |stage: &Stage<World>| {
-                (stage.load.queued + sent.unanswered() == 0 && stage.load.is_reached(), stage.load.moved)
+                (stage.load.unanswered(sent) == 0 && stage.load.is_reached(), stage.load.moved)
             };
             self.front.until(reached).await
         };
@@ -439,9 +435,8 @@ async fn rehearse(front: &Crowd<World>, plan: Plan, sent: &[Sent]) -> Result<()>
         (0..plan.front()).filter(|number| matches!(plan.role(*number), Role::Visible | Role::Active));
     for number in sending {
         for (group, sent) in sent.iter().enumerate() {
-            let room = |stage: &Stage<World>| {
-                stage.load.queued + sent.unanswered() + (REHEARSED as u64) <= REHEARSING_MAX
-            };
+            let room =
+                |stage: &Stage<World>| stage.load.unanswered(sent) + (REHEARSED as u64) <= REHEARSING_MAX;
             front.until(|stage| (room(stage) || stage.load.refused.is_some(), stage.load.moved)).await?;
             front.with(|stage| (0..REHEARSED).for_each(|_| stage.load.send(number, group, Instant::now())));
             front.wake(number);

@@ -271,6 +271,11 @@ impl World {
         self.seats[member].fetches = true;
     }
 
+    /// Messages of a group that are still to be sent, or have no answer.
+    pub fn unanswered(&self, sent: &Sent) -> u64 {
+        self.queued + sent.unanswered()
+    }
+
     /// Whether all sessions know of every group's head, and a figure that moves meanwhile.
     pub fn is_reached(&self) -> bool {
         self.groups.iter().all(|group| {
@@ -450,9 +455,13 @@ impl Load for World {
             Event::SendAck { request, ack, .. } => {
                 let flight = self.in_flight.remove(&(member, request));
                 if let Some(why) = refusal(&ack) {
-                    match flight.filter(|_| self.is_killed) {
-                        Some(flight) => self.seats[member].again.push(flight),
-                        None => drop(self.refused.get_or_insert(why)),
+                    match flight {
+                        Some(flight) if self.is_killed => self.seats[member].again.push(flight),
+                        Some(Flight { group, id, .. }) => {
+                            self.groups[group].sent().not_acknowledged(id, true);
+                            self.refused.get_or_insert(why);
+                        }
+                        None => _ = self.refused.get_or_insert(why),
                     }
                 } else if let Some(Flight { group, .. }) = flight {
                     self.groups[group].sent().acknowledged(ack.seq, ack.ordinal);

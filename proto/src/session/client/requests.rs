@@ -9,9 +9,11 @@ use crate::{
     limits, wire,
 };
 
-/// How long a SYNC waits that failed for a while, at least and at most.
+/// How long a SYNC waits that failed for a while, where the server names no longer time: at least and at most.
 const SYNC_PAUSE_MS_MIN: u64 = 100;
 const SYNC_PAUSE_MS_MAX: u64 = 30_000;
+/// The longest time of the server's that is kept to.
+const SYNC_RETRY_AFTER_MS_MAX: u64 = 600_000;
 
 impl ClientSession {
     /// Asks where all channels stand, with every position that the server may not know; live frames follow. Done by itself after WELCOME where
@@ -39,16 +41,17 @@ impl ClientSession {
         self.outgoing.push_back(frame::short(FrameType::Sync, class::CONTROL, &sync));
     }
 
-    /// Whether a SYNC failed that is repeated by itself: after the time that the server names, which doubles from failure to failure.
+    /// Whether a SYNC failed that is repeated by itself: not before the time that the server names, and by a pause that doubles from failure to
+    /// failure.
     pub(super) fn syncs_again(&mut self, now_ms: u64, error: &wire::Error) -> bool {
         let is_passing = matches!(Code(error.code as u16).policy(), Policy::BackOff | Policy::Repeat);
         if error.frame_type != FrameType::Sync as u32 || !is_passing || self.sync_window.is_none() {
             return false;
         }
-        let pause_ms =
-            self.sync_pause_ms.max(error.retry_after_ms.into()).clamp(SYNC_PAUSE_MS_MIN, SYNC_PAUSE_MS_MAX);
-        self.sync_pause_ms = pause_ms * 2;
-        self.sync_at = now_ms + self.jittered(pause_ms);
+        let named_ms = u64::from(error.retry_after_ms).min(SYNC_RETRY_AFTER_MS_MAX);
+        let pause_ms = named_ms.max(self.sync_pause_ms).max(SYNC_PAUSE_MS_MIN);
+        self.sync_pause_ms = (pause_ms * 2).min(SYNC_PAUSE_MS_MAX);
+        self.sync_at = now_ms + pause_ms + self.next_random() % (pause_ms / 5 + 1);
         true
     }
 
