@@ -713,13 +713,14 @@ impl State {
     }
 
     /// What a reply must not overtake goes to its readers first: gathered frames of the channels whose entries, heads or
-    /// state the reply tells, and of all channels where it tells of all. Answers to requests have no order with entries.
+    /// state the reply tells, and of all channels where it tells of all. Entries go before a page that may hold them, or they would come to
+    /// their reader as repeats (over QUIC they may: a page has a stream of its own). Other answers have no order with entries.
     fn settle(&mut self, shared: &Shared, handle: Handle, frames: &[u8], now_ms: u64) {
         let mut at = 0;
         while !(self.gathers.is_empty() && self.has_nothing_on_its_way())
             && let Ok(Some(header)) = Header::parse(frames.get(at..).unwrap_or_default())
         {
-            use FrameType::{Channel, Deliver, Gap, Notify, Synced};
+            use FrameType::{Channel, Deliver, Gap, Notify, Page, Synced};
             at += header.frame_bytes();
             match (header.short().frame_type, header.routed()) {
                 (Synced, _) => {
@@ -728,7 +729,7 @@ impl State {
                     }
                     self.hurry_all(shared, handle, now_ms);
                 }
-                (Deliver | Notify | Gap | Channel, Some(routed)) => {
+                (Deliver | Notify | Gap | Channel | Page, Some(routed)) => {
                     if let Some(gathered) = self.gathers.take(routed.channel) {
                         self.assign(shared, gathered, false, now_ms);
                     }

@@ -29,6 +29,11 @@ fn notify(head: u64) -> bytes::Bytes {
     routed(FrameType::Notify, class::STATE, 0, 0, CHANNEL, head, &body)
 }
 
+fn page(request: u64) -> bytes::Bytes {
+    let body = wire::Page { complete: true, ..Default::default() };
+    routed(FrameType::Page, class::HISTORY, 0, 0, CHANNEL, request, &body)
+}
+
 fn change(channel: ChannelId, change: AudienceChange) -> Down {
     Down::Audience { channel, changes: vec![change] }
 }
@@ -106,8 +111,13 @@ fn what_is_for_many_comes_in_its_order_to_those_it_was_meant_for_once() {
                         passive.for_each(|(who, _)| meant[who].push((FrameType::Notify, CHANNEL, head)));
                     }
                     4 => {
-                        downs.push(Down::Reply { handle: sessions[who].0, frames: notify(head) });
-                        meant[who].push((FrameType::Notify, CHANNEL, head));
+                        let (frame_type, frames) = if pick(2) == 0 {
+                            (FrameType::Notify, notify(head))
+                        } else {
+                            (FrameType::Page, page(head))
+                        };
+                        downs.push(Down::Reply { handle: sessions[who].0, frames });
+                        meant[who].push((frame_type, CHANNEL, head));
                     }
                     5 => {
                         downs.push(change(CHANNEL, AudienceChange::Remove(sessions[who].0)));

@@ -73,6 +73,16 @@ pub enum On {
     Both,
 }
 
+impl On {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connects => "connects",
+            Self::Messages => "messages",
+            Self::Both => "both",
+        }
+    }
+}
+
 /// Ten times the connects, then ten times the messages, for a while each: what those notice who go on as before, and how soon it is over.
 ///
 /// 100 small groups of 5 sessions get --small-rate messages a second each, one hot group of --hot-members sessions --hot-rate; --connects users
@@ -83,9 +93,9 @@ pub enum On {
 /// behind which those of the others and of the users that come stand back.
 ///
 /// goodput_ratio: messages of the 100 groups acknowledged a second in the spike, by that before; and the same of sessions let in (the lesser of
-/// both). small_p99_ratio: 99th percentile of the time from when a message of the 100 groups was meant to leave to its receipt, in the spike
-/// by that before. recovery_s: from the end of the spike. refused: by error number; first_refused_s: from its beginning. All of the worst
-/// spike. lost: messages that were acknowledged and did not come, by DELIVER or, where a GAP named them, by FETCH.
+/// both). recovery_s: from the end of the spike. refused: by error number; first_refused_s: from its beginning. All of the worst
+/// spike. small_p99_ratio: 99th percentile of the time from when a message of the 100 groups was meant to leave to its receipt, in the spike
+/// by that before; of several spikes of a kind their median, and small_p99_ratios its spread. lost: messages that were acknowledged and did not come, by DELIVER or, where a GAP named them, by FETCH.
 ///
 /// peak_bytes: the most resident memory of the server; --memory-cap-mib is what it is to be at most.
 ///

@@ -8,7 +8,7 @@ use super::{GOODPUT_BAR, On, P99_BAR, Spike, book::Book, clock::Phase, recovered
 use crate::measure::{
     report::{Outcome, Report},
     server::Transport,
-    statistics::bar_text,
+    statistics::{Spread, bar_text},
 };
 
 /// It is to be over within so many seconds.
@@ -29,8 +29,11 @@ pub struct SpikeReport {
     /// The most of them; absent where one was never over.
     recovery_s: Option<f64>,
     recovery_s_bar: f64,
+    /// The most of their kinds' medians.
     small_p99_ratio: f64,
     small_p99_ratio_bar: f64,
+    /// Of the spikes of one kind.
+    small_p99_ratios: BTreeMap<&'static str, Spread>,
     lost: u64,
     /// GAPs in the place of entries, which were fetched.
     gaps: u64,
@@ -228,7 +231,12 @@ impl SpikeReport {
         sessions_ended: BTreeMap<String, u64>,
     ) -> Self {
         let least = |figure: fn(&Spiked) -> f64| spikes.iter().map(figure).fold(f64::INFINITY, f64::min);
-        let most = |figure: fn(&Spiked) -> f64| spikes.iter().map(figure).fold(0.0, f64::max);
+        let mut of_kinds: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+        for spiked in &spikes {
+            of_kinds.entry(spiked.on.name()).or_default().push(spiked.small_p99_ratio);
+        }
+        let small_p99_ratios: BTreeMap<_, _> =
+            of_kinds.into_iter().map(|(on, ratios)| (on, Spread::of(ratios))).collect();
         let recovered: Option<Vec<f64>> = spikes.iter().map(|spiked| spiked.recovery_s).collect();
         Self {
             schema: "fanfare.spike/v1",
@@ -240,8 +248,9 @@ impl SpikeReport {
             goodput_ratio_bar_at_least: GOODPUT_BAR,
             recovery_s: recovered.map(|seconds| seconds.into_iter().fold(0.0, f64::max)),
             recovery_s_bar: RECOVERY_S_BAR,
-            small_p99_ratio: most(|spiked| spiked.small_p99_ratio),
+            small_p99_ratio: small_p99_ratios.values().map(|ratios| ratios.median).fold(0.0, f64::max),
             small_p99_ratio_bar: P99_BAR,
+            small_p99_ratios,
             lost,
             gaps,
             sessions_ended,
@@ -260,6 +269,12 @@ impl Report for SpikeReport {
     fn print(&self) {
         println!("  {} times as much for {} s over {:?}", self.factor, self.seconds, self.transport);
         self.spikes.iter().for_each(Spiked::print);
+        if self.spikes.len() > self.small_p99_ratios.len() {
+            for (on, Spread { median, min, max }) in &self.small_p99_ratios {
+                let bar = bar_text(*median, Some(P99_BAR));
+                println!("  small p99 on {on}: {median:.2} times, median of {min:.2} to {max:.2}; {bar}");
+            }
+        }
         for (why, count) in &self.sessions_ended {
             println!("  ended          {count:>8} sessions, which came back: {why}");
         }
