@@ -12,11 +12,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A fresh one, named after what it is for.
+    /// A fresh one, named after what it is for, in LOADGEN_DATA where that is set.
     pub fn new(what: &str, keep: bool) -> Result<Self> {
-        let own = std::env::current_exe()?;
-        // Beside the build, on a real disk: temporary folders are often memory.
-        let path = own.with_file_name(format!("{what}-{}", std::process::id()));
+        let name = format!("{what}-{}", std::process::id());
+        let path = match std::env::var_os("LOADGEN_DATA") {
+            Some(folder) => PathBuf::from(folder).join(name),
+            // Beside the build, on a real disk: temporary folders are often memory.
+            None => std::env::current_exe()?.with_file_name(name),
+        };
         std::fs::create_dir_all(&path)?;
         Ok(Self { path, keep })
     }
