@@ -92,7 +92,12 @@ pub(crate) enum Dirty {
     /// With the others.
     Yes,
     /// Behind the others.
-    Late,
+    Late {
+        /// It has nothing but answers to what it sent into large channels.
+        answers_alone: bool,
+    },
+    /// In none: when the round of a channel it sent into ends, unless something else is for it before.
+    Behind,
 }
 
 /// See the module's page.

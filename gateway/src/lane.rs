@@ -56,8 +56,8 @@ const INBOX_KEPT: usize = 16 * 1024;
 const UPS_MAX: usize = 1_024;
 /// How long an ACK waits for company: nobody waits for it.
 const ACKS_WAIT: Duration = Duration::from_millis(5);
-/// Sessions of a channel from which on the sender's answer leaves behind the pass: what it sends next would only wait for
-/// the end of it.
+/// Sessions of a channel from which on the sender's answer leaves behind the pass, and behind the channel's round where one is under way: what
+/// it sends next would only wait for the end of it.
 const LATE_AUDIENCE: usize = 64;
 /// Each session is told of as alive once in so many sweeps.
 const ALIVE_SWEEPS: u32 = 15;
@@ -110,8 +110,8 @@ struct State {
     gathers: Gathers,
     /// Slots with something to write.
     dirty: Vec<u32>,
-    /// Those that are written behind all others.
-    late: Vec<u32>,
+    /// Those that are written behind all others: they sent into that channel.
+    late: Vec<(u32, ChannelId)>,
     later: Laters,
     wide: Wides,
     next_generation: u32,
@@ -617,9 +617,13 @@ impl Lane {
 }
 
 fn mark(dirty: &mut Vec<u32>, slot: u32, connection: &mut Connection) {
-    if connection.dirty == Dirty::No {
-        connection.dirty = Dirty::Yes;
-        dirty.push(slot);
+    match &mut connection.dirty {
+        Dirty::Yes => {}
+        Dirty::Late { answers_alone } => *answers_alone = false,
+        Dirty::No | Dirty::Behind => {
+            connection.dirty = Dirty::Yes;
+            dirty.push(slot);
+        }
     }
 }
 
@@ -655,18 +659,20 @@ impl State {
             }
             Down::Reply { handle, frames } => {
                 self.settle(shared, handle, &frames, now_ms);
-                let is_late = self.is_late(&frames);
+                let late_for = self.late_for(&frames);
                 let key = Key::from(handle);
                 let connection = self.connections.get_mut(key.slot);
                 if let Some(connection) =
                     connection.filter(|one| one.origin.handle.generation() == key.generation)
                 {
                     connection.reply(shared, frames, now_ms);
-                    if is_late && connection.dirty != Dirty::Late {
-                        connection.dirty = Dirty::Late;
-                        self.late.push(key.slot);
-                    } else {
-                        mark(&mut self.dirty, key.slot, connection);
+                    match (late_for, connection.dirty) {
+                        (None, _) => mark(&mut self.dirty, key.slot, connection),
+                        (Some(_), Dirty::Late { .. }) => {}
+                        (Some(channel), before) => {
+                            connection.dirty = Dirty::Late { answers_alone: before != Dirty::Yes };
+                            self.late.push((key.slot, channel));
+                        }
                     }
                 }
             }
@@ -740,11 +746,12 @@ impl State {
         }
     }
 
-    /// Whether frames are the answer to a send into a channel that many here are in.
-    fn is_late(&self, frames: &[u8]) -> bool {
-        let Ok(Some(header)) = Header::parse(frames) else { return false };
-        header.short().frame_type == FrameType::SendAck
-            && header.routed().is_some_and(|routed| self.audience.len_of(routed.channel) >= LATE_AUDIENCE)
+    /// The channel, if frames are the answer to a send into one that many here are in.
+    fn late_for(&self, frames: &[u8]) -> Option<ChannelId> {
+        let header = Header::parse(frames).ok()??;
+        let channel = header.routed()?.channel;
+        let is_answer = header.short().frame_type == FrameType::SendAck;
+        (is_answer && self.audience.len_of(channel) >= LATE_AUDIENCE).then_some(channel)
     }
 
     fn change(&mut self, channel: ChannelId, change: AudienceChange) {
@@ -803,12 +810,16 @@ impl State {
         }
     }
 
-    /// Writes those.
+    /// Writes those. Who has nothing but answers, and a channel's round is under way, is written when that ends.
     fn flush_late(&mut self, shared: &Shared, now_ms: u64) {
-        for slot in self.late.drain(..) {
+        for (slot, channel) in self.late.drain(..) {
             if let Some(connection) = self.connections.get_mut(slot)
-                && connection.dirty == Dirty::Late
+                && let Dirty::Late { answers_alone } = connection.dirty
             {
+                if answers_alone && self.wide.wait(channel, slot) {
+                    connection.dirty = Dirty::Behind;
+                    continue;
+                }
                 connection.dirty = Dirty::No;
                 self.sends_out += 1;
                 connection.flush(shared, now_ms);

@@ -34,6 +34,11 @@ fn page(request: u64) -> bytes::Bytes {
     routed(FrameType::Page, class::HISTORY, 0, 0, CHANNEL, request, &body)
 }
 
+fn ack(number: u64) -> bytes::Bytes {
+    let body = wire::SendAck { outcome: wire::Outcome::Ok.into(), ..Default::default() };
+    routed(FrameType::SendAck, class::MESSAGE, 0, 0, CHANNEL, number, &body)
+}
+
 fn change(channel: ChannelId, change: AudienceChange) -> Down {
     Down::Audience { channel, changes: vec![change] }
 }
@@ -74,6 +79,64 @@ fn what_is_for_few_does_not_wait_for_what_is_for_many() {
     }
 }
 
+#[test]
+fn who_sends_to_many_is_answered_when_they_have_it() {
+    let house = House::wide(|_| ());
+    let mut sessions = sessions(&house, 300);
+    // Who came first is served last, and who came last first.
+    let (_, mut last) = sessions.swap_remove(0);
+    let (sender, mut socket) = sessions.pop().unwrap();
+    for seq in 1..=40 {
+        let entry = fanout(CHANNEL, Tiers::AT_ONCE, entry(CHANNEL, seq, "x"));
+        house.router.downs([entry, Down::Reply { handle: sender, frames: ack(seq) }]);
+        let mut read = Vec::new();
+        while next(&mut socket, &mut read) != (FrameType::SendAck, CHANNEL, seq) {}
+        last.set_nonblocking(true).unwrap();
+        assert!(matches!(last.peek(&mut [0]), Ok(1..)), "it is not there at {seq}");
+        last.set_nonblocking(false).unwrap();
+        assert_eq!(next(&mut last, &mut Vec::new()), (FrameType::Deliver, CHANNEL, seq));
+    }
+}
+
+#[test]
+fn what_is_for_few_does_not_wait_with_an_answer() {
+    let house = House::wide(|_| ());
+    let mut sessions = sessions(&house, 300);
+    let (_, mut last) = sessions.swap_remove(0);
+    let (sender, mut socket) = sessions.pop().unwrap();
+    house.router.add(SMALL, sender);
+    let mut before_the_last = 0;
+    for seq in 1..=100 {
+        let downs = [
+            fanout(CHANNEL, Tiers::AT_ONCE, entry(CHANNEL, seq, "x")),
+            Down::Reply { handle: sender, frames: ack(seq) },
+            fanout(SMALL, Tiers::AT_ONCE, entry(SMALL, seq, "x")),
+        ];
+        if seq % 2 == 0 {
+            // It may come when the answer waits already.
+            let [first, second, third] = downs;
+            house.router.downs([first, second]);
+            house.router.downs([third]);
+        } else {
+            house.router.downs(downs);
+        }
+        let mut read = Vec::new();
+        let mut came = Vec::new();
+        while !came.contains(&(FrameType::Deliver, SMALL, seq)) {
+            came.push(next(&mut socket, &mut read));
+        }
+        last.set_nonblocking(true).unwrap();
+        before_the_last += u32::from(seq % 2 == 1 && last.peek(&mut [0]).is_err());
+        last.set_nonblocking(false).unwrap();
+        came.extend((came.len()..3).map(|_| next(&mut socket, &mut read)));
+        for one in [(FrameType::Deliver, CHANNEL, seq), (FrameType::SendAck, CHANNEL, seq)] {
+            assert!(came.contains(&one), "{came:?}");
+        }
+        assert_eq!(next(&mut last, &mut Vec::new()), (FrameType::Deliver, CHANNEL, seq));
+    }
+    assert!(before_the_last > 0, "it came behind what is for many");
+}
+
 /// Members that come, go, are told something else or change their tier while much is on its way, against a list of what each was to get.
 #[test]
 fn what_is_for_many_comes_in_its_order_to_those_it_was_meant_for_once() {
@@ -111,10 +174,10 @@ fn what_is_for_many_comes_in_its_order_to_those_it_was_meant_for_once() {
                         passive.for_each(|(who, _)| meant[who].push((FrameType::Notify, CHANNEL, head)));
                     }
                     4 => {
-                        let (frame_type, frames) = if pick(2) == 0 {
-                            (FrameType::Notify, notify(head))
-                        } else {
-                            (FrameType::Page, page(head))
+                        let (frame_type, frames) = match pick(3) {
+                            0 => (FrameType::Notify, notify(head)),
+                            1 => (FrameType::Page, page(head)),
+                            _ => (FrameType::SendAck, ack(head)),
                         };
                         downs.push(Down::Reply { handle: sessions[who].0, frames });
                         meant[who].push((frame_type, CHANNEL, head));
@@ -147,10 +210,13 @@ fn what_is_for_many_comes_in_its_order_to_those_it_was_meant_for_once() {
             let mut read = Vec::new();
             let had: Vec<_> = meant[who].iter().map(|_| next(socket, &mut read)).collect();
             assert!(read.is_empty(), "seed {seed}, {who}: more than was meant");
-            // Channels have no order among each other.
-            for channel in [CHANNEL, SMALL] {
+            // Channels have no order among each other, and answers to sends none with entries.
+            for (channel, is_ack) in [(CHANNEL, false), (CHANNEL, true), (SMALL, false)] {
                 let of = |frames: &[(FrameType, ChannelId, u64)]| -> Vec<_> {
-                    frames.iter().filter(|frame| frame.1 == channel).copied().collect()
+                    let is_of = |frame: &&(FrameType, ChannelId, u64)| {
+                        frame.1 == channel && (frame.0 == FrameType::SendAck) == is_ack
+                    };
+                    frames.iter().filter(is_of).copied().collect()
                 };
                 assert_eq!(of(&had), of(&meant[who]), "seed {seed}, {who}");
             }

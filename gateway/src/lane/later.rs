@@ -17,7 +17,7 @@ use fanfare_proto::{
 
 use super::{Lane, State, mark};
 use crate::{
-    audience::{Slice, place_of},
+    audience::{AT_ONCE, Slice, place_of},
     connection::Dirty,
     gather::Gathers,
     shared::Shared,
@@ -155,7 +155,10 @@ impl State {
                 sends += 1;
                 connection.gathered_now(shared, &gathered.chunk, now_ms)
             } else {
-                mark(dirty, member.slot(), connection);
+                // Whose answer waits for the end of a round has its own entry with it.
+                if connection.dirty != Dirty::Behind || place != AT_ONCE {
+                    mark(dirty, member.slot(), connection);
+                }
                 connection.gathered(shared, &gathered.chunk, now_ms)
             };
             if is_taken {

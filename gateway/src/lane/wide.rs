@@ -1,6 +1,7 @@
 //! Frames for many who get everything at once: they go out in slices, between which what is for few has its turn, so that a loud large channel
 //! makes no small one wait for more than a slice. What comes for a channel meanwhile goes to all of them together in the next round, in fewer
-//! and larger writes: the louder it is, the less each entry costs.
+//! and larger writes: the louder it is, the less each entry costs. Who sends into it is answered when the round under way ends, as the answer
+//! leaves behind any other fan-out: a sender that waits for it does not run ahead of those who read.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,6 +16,7 @@ use fanfare_proto::{
 use super::{Lane, State, later::SLICE};
 use crate::{
     audience::{AT_ONCE, Slice},
+    connection::Dirty,
     gather::{Gathered, join},
     shared::Shared,
 };
@@ -30,6 +32,8 @@ pub(super) struct Wides {
     turns: VecDeque<ChannelId>,
     waiting: HashMap<ChannelId, VecDeque<Gathered>, foldhash::fast::RandomState>,
     bytes: usize,
+    /// Slots of those who are answered when the round under way ends.
+    behind: HashMap<ChannelId, Vec<u32>, foldhash::fast::RandomState>,
 }
 
 impl Wides {
@@ -39,6 +43,15 @@ impl Wides {
 
     fn holds(&self, channel: ChannelId) -> bool {
         !self.turns.is_empty() && self.waiting.contains_key(&channel)
+    }
+
+    /// A connection waits for the end of the channel's round, if one is under way.
+    pub fn wait(&mut self, channel: ChannelId, slot: u32) -> bool {
+        let holds = self.holds(channel);
+        if holds {
+            self.behind.entry(channel).or_default().push(slot);
+        }
+        holds
     }
 
     fn bytes_of(&self, channel: ChannelId) -> usize {
@@ -56,7 +69,7 @@ impl Lane {
         state.wide.turns.push_back(channel);
         let now_ms = self.shared.clock.now_ms();
         if let Slice::Done = state.serve_later(&self.shared, (channel, AT_ONCE), SLICE, now_ms) {
-            state.next_round(channel);
+            state.next_round(&self.shared, channel, now_ms);
         }
         state.flush(&self.shared, now_ms);
         true
@@ -88,13 +101,22 @@ impl State {
         self.wide.waiting.entry(channel).or_default().push_back(gathered);
         if is_first {
             self.wide.turns.push_back(channel);
-            self.next_round(channel);
+            self.next_round(shared, channel, now_ms);
         }
         None
     }
 
-    /// Everybody has what was on its way: what came meanwhile is next.
-    fn next_round(&mut self, channel: ChannelId) {
+    /// Everybody has what was on its way: who sent some of it is answered, and what came meanwhile is next.
+    fn next_round(&mut self, shared: &Shared, channel: ChannelId, now_ms: u64) {
+        for slot in self.wide.behind.remove(&channel).into_iter().flatten() {
+            if let Some(connection) = self.connections.get_mut(slot)
+                && connection.dirty == Dirty::Behind
+            {
+                connection.dirty = Dirty::No;
+                self.sends_out += 1;
+                connection.flush(shared, now_ms);
+            }
+        }
         let next = self.wide.waiting.get_mut(&channel).and_then(|waiting| {
             let before: usize = waiting.iter().map(|gathered| gathered.chunk.bytes.len()).sum();
             let next = join(waiting)?;
@@ -116,7 +138,7 @@ impl State {
     fn last_round(&mut self, shared: &Shared, channel: ChannelId, now_ms: u64) {
         while self.wide.waiting.get(&channel).is_some_and(|waiting| !waiting.is_empty()) {
             self.serve_later(shared, (channel, AT_ONCE), usize::MAX, now_ms);
-            self.next_round(channel);
+            self.next_round(shared, channel, now_ms);
         }
     }
 
@@ -124,7 +146,7 @@ impl State {
     fn end_wide(&mut self, shared: &Shared, channel: ChannelId, now_ms: u64) {
         while self.wide.holds(channel) {
             self.serve_later(shared, (channel, AT_ONCE), usize::MAX, now_ms);
-            self.next_round(channel);
+            self.next_round(shared, channel, now_ms);
         }
     }
 
