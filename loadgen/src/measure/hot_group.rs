@@ -28,9 +28,11 @@ const REPEATS: usize = 1;
 const REPEATS_SCALING: usize = 5;
 const REPEATS_DOUBLING: usize = 3;
 /// Seconds of a round where nothing else is asked for: the longest interval of the passive is in it often, and what 16 s of idle sessions cost behind
-/// it weighs little. Of --scaling, which tells of times alone.
+/// it weighs little. Of --scaling, which tells of times alone. Of --doubling no multiple of the intervals: whether the last of ten begins
+/// in time would be a matter of milliseconds, and a tenth of what is counted.
 const SECONDS: u64 = 120;
 const SECONDS_SCALING: u64 = 20;
+const SECONDS_DOUBLING: u64 = 127;
 
 /// One group whose members are mostly passive: what tiers spare the server, and what they cost in time.
 ///
@@ -67,7 +69,7 @@ pub struct HotGroup {
     /// Messages a second.
     #[arg(long, default_value_t = 8.0, value_parser = rate)]
     pub rate: f64,
-    /// Seconds of each round; by default 120, with --scaling 20.
+    /// Seconds of each round; by default 120, with --scaling 20, with --doubling 127 (no multiple of the passive members' intervals).
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub seconds: Option<u64>,
     /// Visible and active members beside ten times the passive membership.
@@ -109,7 +111,14 @@ impl HotGroup {
     }
 
     fn seconds(&self) -> u64 {
-        self.seconds.unwrap_or(if self.scaling { SECONDS_SCALING } else { SECONDS })
+        let usual = if self.scaling {
+            SECONDS_SCALING
+        } else if self.doubling {
+            SECONDS_DOUBLING
+        } else {
+            SECONDS
+        };
+        self.seconds.unwrap_or(usual)
     }
 }
 
