@@ -56,6 +56,10 @@ faults:
 mutants:
     tests/mutants/run
 
+# Whether the compiler broke something in a release build (rust-lang/rust#158206).
+compiler:
+    tests/compiler/run
+
 bench *ARGS:
     cargo bench -p fanfare-benches {{ARGS}}
 

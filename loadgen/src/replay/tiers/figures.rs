@@ -116,6 +116,7 @@ impl Report {
             here.answered_in_time < IN_TIME_MIN,
             "fewer answers than wanted had been pushed what they answer",
         );
+        broken(here.deliveries_ratio == 0.0, "nothing was pushed");
         broken(here.deliveries_ratio > DELIVERIES_MAX, "more was pushed than wanted");
         broken(ran.duplicated > 0, "bodies were pushed twice");
         broken(ran.behind > 0, "members do not know the head");
@@ -137,7 +138,7 @@ impl Report {
             channels: trace.channels,
             answers: answers.len(),
             answered_in_time: here.answered_in_time,
-            deliveries: ran.reached.count,
+            deliveries: ran.reached.count(),
             deliveries_untiered: all,
             deliveries_ratio: here.deliveries_ratio,
             duplicated: ran.duplicated,

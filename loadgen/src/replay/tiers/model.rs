@@ -23,7 +23,7 @@ impl Point {
     pub fn of(reached: &Reached, answers: &[Answer], untiered: u64) -> Self {
         Self {
             answered_in_time: reached.in_time(answers),
-            deliveries_ratio: reached.count as f64 / untiered.max(1) as f64,
+            deliveries_ratio: reached.count() as f64 / untiered.max(1) as f64,
         }
     }
 }
@@ -191,11 +191,11 @@ mod tests {
     #[test]
     fn rules_push_more_the_lower_their_bar() {
         let (trace, start_ms) = (trace(), fanfare_activity::EPOCH_S * 1_000);
-        let count = |bar| tiered(&trace, &at_bar(&Settings::default(), bar), start_ms, Posts::Name).count;
+        let count = |bar| tiered(&trace, &at_bar(&Settings::default(), bar), start_ms, Posts::Name).count();
         let counts: Vec<u64> = [100.0, 4.0, 1.0, 0.1, 0.0].map(count).into();
         assert!(counts.is_sorted() && counts[0] < counts[4] / 4, "{counts:?}");
         assert_eq!(counts[4], super::super::answers::untiered(&trace));
-        let plain = |days| plain(&trace, days).count;
+        let plain = |days| plain(&trace, days).count();
         assert!(plain(0.1) < plain(0.5) && plain(0.5) < plain(1e6) && plain(1e6) == counts[4]);
     }
 
